@@ -1,0 +1,2 @@
+//! The cluster harness and the stories that run on it.
+fn main() {}

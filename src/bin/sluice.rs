@@ -1,0 +1,2 @@
+//! A thin binary over the library.
+fn main() {}

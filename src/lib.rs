@@ -1,0 +1,1 @@
+//! Sluice: progressive delivery for Kubernetes that git can audit.
