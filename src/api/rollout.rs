@@ -1,0 +1,321 @@
+//! The Rollout: what is wanted.
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Duration, PodTemplate, RolloutStatus};
+
+/// A workload whose new versions take over step by step.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "sluice.dev",
+    version = "v1alpha1",
+    kind = "Rollout",
+    namespaced,
+    shortname = "ro",
+    status = "RolloutStatus"
+)]
+#[kube(scale(
+    spec_replicas_path = ".spec.replicas",
+    status_replicas_path = ".status.replicas",
+    label_selector_path = ".status.selector"
+))]
+#[kube(printcolumn(name = "Strategy", type_ = "string", json_path = ".status.strategy"))]
+#[kube(printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"))]
+#[kube(printcolumn(name = "Step", type_ = "string", json_path = ".status.stepLabel"))]
+#[kube(printcolumn(name = "Weight", type_ = "integer", json_path = ".status.weight"))]
+#[kube(printcolumn(name = "Revision", type_ = "string", json_path = ".status.revision"))]
+#[kube(printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#))]
+#[kube(printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"))]
+#[kube(printcolumn(
+    name = "Recorded",
+    type_ = "string",
+    json_path = r#".status.conditions[?(@.type=="Recorded")].status"#,
+    priority = 1
+))]
+#[kube(printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1))]
+#[kube(validation = ("self.metadata.name.size() <= 46", "metadata.name: at most 46 letters, so that the names of ReplicaSets and pods fit"))]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutSpec {
+    /// How many pods serve when nothing is in flight; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub replicas: Option<i32>,
+    /// Which pods are this Rollout's. Cannot be changed.
+    pub selector: Selector,
+    /// The pods.
+    pub template: PodTemplate,
+    /// Seconds a pod must be ready before it counts; 0 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub min_ready_seconds: Option<i32>,
+    /// Old ReplicaSets kept for going back; 10 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub revision_history_limit: Option<i32>,
+    /// Seconds a step may take to have its pods ready and its route accepted; 600 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub progress_deadline_seconds: Option<i32>,
+    /// Abort when that time has passed; true when absent. With false the Rollout only says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress_deadline_abort: Option<bool>,
+    /// Take no step. Pods are still looked after.
+    #[serde(default)]
+    pub paused: bool,
+    /// How a new version takes over.
+    pub strategy: Strategy,
+}
+
+/// A label selector, as in a Deployment; only `matchLabels` is used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Selector {
+    /// Labels that must be equal.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 64))]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// Exactly one of the strategies.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Strategy {
+    /// Step by step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStrategy>,
+    /// All at once, after a preview.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blue_green: Option<BlueGreenStrategy>,
+}
+
+/// Traffic moves to the new version in steps.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CanaryStrategy {
+    /// The Service of the version that is known to be good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub stable_service: Option<String>,
+    /// The Service of the version on trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub canary_service: Option<String>,
+    /// What splits the traffic between the two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic_routing: Option<TrafficRouting>,
+    /// Judges the canary in the background, from `startingStep` to the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analysis: Option<BackgroundAnalysis>,
+    /// The steps; after the last one the canary takes everything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    pub steps: Vec<CanaryStep>,
+    /// Seconds the old version is kept at full size after promotion; 30 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub scale_down_delay_seconds: Option<i32>,
+    /// Seconds the canary is kept after an abort; 30 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub abort_scale_down_delay_seconds: Option<i32>,
+}
+
+/// What splits the traffic.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficRouting {
+    /// Gateway API routes.
+    #[serde(default, rename = "gatewayAPI", skip_serializing_if = "Option::is_none")]
+    pub gateway_api: Option<GatewayApiRouting>,
+    /// How long a change of a Service or of weights needs to reach the data plane; 2 seconds when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settle: Option<Duration>,
+    /// How long a side that no longer gets traffic still answers what it has; 10 seconds when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Duration>,
+}
+
+/// Routes of the Gateway API, edited in place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayApiRouting {
+    /// HTTPRoutes in this namespace; each rule that names both Services is steered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub http_routes: Vec<RouteReference>,
+}
+
+/// A route in the Rollout's own namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteReference {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// Analysis that runs beside the steps.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackgroundAnalysis {
+    /// What to judge, and with which arguments.
+    #[serde(flatten)]
+    pub analysis: AnalysisReference,
+    /// The step (from 0) at which it starts; 0 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub starting_step: Option<i32>,
+}
+
+/// Analysis templates and their arguments.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AnalysisReference {
+    /// The templates; their metrics are judged together.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 16))]
+    pub templates: Vec<AnalysisTemplateReference>,
+    /// Values for the templates' arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub args: Vec<Argument>,
+}
+
+/// One template by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AnalysisTemplateReference {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub template_name: String,
+    /// A ClusterAnalysisTemplate instead of an AnalysisTemplate.
+    #[serde(default)]
+    pub cluster_scope: bool,
+}
+
+/// A value for an argument. Besides those given, `namespace`, `rollout`, `revision`, `stableRevision`,
+/// `stableService` and `canaryService` are always set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Argument {
+    /// Its name.
+    #[schemars(length(min = 1, max = 128))]
+    pub name: String,
+    /// Its value.
+    #[schemars(length(max = 1024))]
+    pub value: String,
+}
+
+/// One step: exactly one of its fields.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CanaryStep {
+    /// The canary's share of the traffic in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub set_weight: Option<i32>,
+    /// Wait for a time, for approvals, or (with neither) for a person to go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<PauseStep>,
+    /// Judge the canary, and go on when it passes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analysis: Option<AnalysisReference>,
+}
+
+/// A pause.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PauseStep {
+    /// How long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<Duration>,
+    /// How many different people must approve; with neither field: one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10))]
+    pub approvals: Option<i32>,
+}
+
+/// Traffic moves at once, after a preview.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BlueGreenStrategy {
+    /// The Service that gets live traffic.
+    #[schemars(length(min = 1, max = 63))]
+    pub active_service: String,
+    /// The Service of the version on trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub preview_service: Option<String>,
+    /// Pods of the preview; as many as `replicas` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub preview_replica_count: Option<i32>,
+    /// Switch without a person; true when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_promotion_enabled: Option<bool>,
+    /// Seconds to wait before switching.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub auto_promotion_seconds: Option<i32>,
+    /// Judges the preview before the switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_promotion_analysis: Option<AnalysisReference>,
+    /// Judges the new version after the switch; a failure switches back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post_promotion_analysis: Option<AnalysisReference>,
+    /// Seconds the old version is kept after the switch; 30 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub scale_down_delay_seconds: Option<i32>,
+}
+
+impl RolloutSpec {
+    /// How many pods are wanted.
+    pub fn replicas(&self) -> i32 {
+        self.replicas.unwrap_or(1)
+    }
+    /// Seconds a step may take.
+    pub fn progress_deadline(&self) -> Duration {
+        seconds(self.progress_deadline_seconds, 600)
+    }
+    /// Whether the deadline aborts.
+    pub fn progress_deadline_abort(&self) -> bool {
+        self.progress_deadline_abort.unwrap_or(true)
+    }
+    /// Old ReplicaSets kept.
+    pub fn revision_history_limit(&self) -> usize {
+        usize::try_from(self.revision_history_limit.unwrap_or(10)).unwrap_or(0)
+    }
+}
+
+impl CanaryStrategy {
+    /// How long a change needs to reach the data plane.
+    pub fn settle(&self) -> Duration {
+        self.traffic_routing.as_ref().and_then(|routing| routing.settle).unwrap_or(Duration::from_secs(2))
+    }
+    /// How long a side without traffic still answers.
+    pub fn drain(&self) -> Duration {
+        self.traffic_routing.as_ref().and_then(|routing| routing.drain).unwrap_or(Duration::from_secs(10))
+    }
+    /// How long the old version is kept after promotion.
+    pub fn scale_down_delay(&self) -> Duration {
+        seconds(self.scale_down_delay_seconds, 30)
+    }
+    /// How long the canary is kept after an abort.
+    pub fn abort_scale_down_delay(&self) -> Duration {
+        seconds(self.abort_scale_down_delay_seconds, 30)
+    }
+    /// The names of the HTTPRoutes.
+    pub fn http_routes(&self) -> impl Iterator<Item = &str> {
+        let routing = self.traffic_routing.as_ref().and_then(|routing| routing.gateway_api.as_ref());
+        routing.into_iter().flat_map(|gateway| gateway.http_routes.iter().map(|route| route.name.as_str()))
+    }
+}
+
+fn seconds(given: Option<i32>, otherwise: u64) -> Duration {
+    Duration::from_secs(given.map_or(otherwise, |seconds| u64::try_from(seconds).unwrap_or(0)))
+}

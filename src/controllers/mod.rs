@@ -1,0 +1,1 @@
+//! The loops. Each is *observe, decide, act*, and short.

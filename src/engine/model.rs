@@ -1,0 +1,296 @@
+//! What the engine sees and what it answers.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use crate::api::{
+    AnalysisPhase, AnalysisReference, InterventionAction, PodTemplate, RolloutSpec, RolloutStatus, weight,
+};
+
+/// Everything one decision may depend on, as last observed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// The Rollout's namespace.
+    pub namespace: String,
+    /// The Rollout's name.
+    pub name: String,
+    /// The Rollout's uid.
+    pub uid: String,
+    /// The generation of the spec.
+    pub generation: i64,
+    /// What is wanted.
+    pub spec: RolloutSpec,
+    /// Where we stand, as last written.
+    pub status: RolloutStatus,
+    /// What is wrong with the spec or with what it refers to; found before the engine is asked.
+    pub problems: Vec<Problem>,
+    /// The ReplicaSets of this Rollout, by revision.
+    pub revisions: BTreeMap<String, RevisionState>,
+    /// The Services the strategy names, by name; one that does not exist is absent.
+    pub services: BTreeMap<String, ServiceState>,
+    /// The routes the strategy names, by name; one that does not exist is absent.
+    pub routes: BTreeMap<String, RouteState>,
+    /// The AnalysisRuns of this Rollout, by name.
+    pub analyses: BTreeMap<String, AnalysisState>,
+    /// Interventions for this Rollout that are not yet in `status.taken_interventions`, oldest first.
+    pub interventions: Vec<InterventionState>,
+    /// What the ledger says of this Rollout.
+    pub ledger: LedgerState,
+    /// The commit that last changed the Rollout's declaration, when known.
+    pub source_commit: Option<String>,
+    /// The epoch of this leader.
+    pub epoch: i64,
+}
+
+/// Something that must be mended before anything moves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// One word for the condition: `InvalidSpec`, `ServiceNotFound`, `RouteNotFound`, `RouteNotSteerable`, …
+    pub reason: String,
+    /// The field path in the Rollout, when one is to blame.
+    pub field: Option<String>,
+    /// What is wrong and how it is mended.
+    pub message: String,
+}
+
+/// The pods of one revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RevisionState {
+    /// Pods asked for.
+    pub replicas: i32,
+    /// Pods that exist and are not finished.
+    pub current: i32,
+    /// Pods that are ready.
+    pub ready: i32,
+    /// Pods that have been ready for `minReadySeconds`.
+    pub available: i32,
+    /// The counts are about the present spec of the ReplicaSet.
+    pub observed: bool,
+    /// When the ReplicaSet was created.
+    pub created_at: Option<DateTime<Utc>>,
+    /// The template, for creating it again and for the ledger.
+    pub template: PodTemplate,
+    /// What the cluster says hinders its pods (quota, image), if anything.
+    pub trouble: Option<String>,
+}
+
+/// A Service and the endpoints behind it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceState {
+    /// The revision in its selector; `None` while it selects pods of every revision.
+    pub selects: Option<String>,
+    /// Ready endpoints by revision, as published.
+    pub ready: BTreeMap<String, i32>,
+}
+
+/// A route that splits traffic between the two Services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteState {
+    /// The rules that name both Services; never empty in a snapshot without problems.
+    pub rules: Vec<RuleState>,
+    /// The gateway accepted this very version of the route and resolved its backends.
+    pub accepted: bool,
+    /// Why not.
+    pub trouble: Option<String>,
+}
+
+/// One rule that names both Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleState {
+    /// What the two have together: what they had when other backends share the rule, 100 when alone.
+    pub base: i32,
+    /// The weight of the stable Service as written.
+    pub stable: i32,
+    /// The weight of the canary Service as written.
+    pub canary: i32,
+}
+
+impl RuleState {
+    /// Whether the rule says that the canary has `percent`.
+    pub fn holds(&self, percent: i32) -> bool {
+        (self.stable, self.canary) == weight::split(self.base, percent)
+    }
+
+    /// The canary's share in percent, rounded, but never 0 or 100 while the other side still has weight.
+    pub fn share(&self) -> i32 {
+        let total = i64::from(self.stable) + i64::from(self.canary);
+        if self.canary <= 0 || total <= 0 {
+            return 0;
+        }
+        if self.stable <= 0 {
+            return 100;
+        }
+        let share = (i64::from(self.canary) * 100 + total / 2) / total;
+        i32::try_from(share).unwrap_or(100).clamp(1, 99)
+    }
+}
+
+/// An AnalysisRun as the engine needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AnalysisState {
+    /// `background`, or `step-N`.
+    pub stage: String,
+    /// The revision it judges.
+    pub revision: String,
+    /// The attempt it judges.
+    pub attempt: i32,
+    /// How it stands.
+    pub phase: AnalysisPhase,
+    /// Why, with the numbers.
+    pub message: String,
+    /// The time of the oldest among its metrics' last passes: each metric has passed since then.
+    /// `None` while a metric has never passed.
+    pub passed_since: Option<DateTime<Utc>>,
+    /// Asked to end.
+    pub terminating: bool,
+    /// Longest interval of its metrics, for the forecast.
+    pub interval: Option<chrono::TimeDelta>,
+    /// When the hold for missing data runs out.
+    pub hold_until: Option<DateTime<Utc>>,
+}
+
+/// An Intervention that waits to be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterventionState {
+    /// Its uid.
+    pub uid: String,
+    /// Its name.
+    pub name: String,
+    /// The revision it is about.
+    pub revision: String,
+    /// The attempt it is about; any when absent.
+    pub attempt: Option<i32>,
+    /// The stage it is about; the present one when absent.
+    pub stage: Option<i32>,
+    /// What it says.
+    pub action: InterventionAction,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// When it was created.
+    pub created_at: DateTime<Utc>,
+}
+
+/// What the ledger says of this Rollout.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LedgerState {
+    /// The ledger was read. Until then a first deploy waits (bounded), for it may hold an abort.
+    pub read: bool,
+    /// A DeployRepo records this Rollout; without one there is no ledger to wait for.
+    pub configured: bool,
+    /// Revisions that were aborted in it, with the reason.
+    pub aborted: BTreeMap<String, String>,
+    /// The last revision that was promoted in it, with its template.
+    pub last_good: Option<(String, PodTemplate)>,
+}
+
+/// What one turn does: exactly one thing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Turn {
+    /// Perform this effect.
+    Apply(Effect),
+    /// Write this status. A transition that goes with it is already the last of its `pending_log`.
+    Advance(Box<RolloutStatus>),
+    /// Nothing to do before then.
+    Wait(Wait),
+}
+
+/// What is waited for, and until when at the latest to look again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// When to look again, if a time is known. `None`: a named event will come.
+    pub until: Option<DateTime<Utc>>,
+    /// On what, for programs.
+    pub on: WaitOn,
+    /// On what, in one sentence for people.
+    pub message: String,
+}
+
+/// What a Rollout can wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WaitOn {
+    /// Nothing: the desired version serves everything.
+    Nothing,
+    /// A change of the spec, or of what it refers to.
+    Spec,
+    /// Pods to become ready.
+    Pods,
+    /// The gateway to accept a route.
+    Route,
+    /// Endpoints to be published.
+    Endpoints,
+    /// A settle or drain time.
+    Settle,
+    /// The duration of a pause.
+    Pause,
+    /// A person.
+    Person,
+    /// An analysis to end, or its next good sample.
+    Analysis,
+    /// Metrics to come back.
+    Metrics,
+    /// The ledger to be read.
+    Ledger,
+    /// A scale-down delay.
+    ScaleDown,
+}
+
+/// One write. Absolute, never relative, so that doing it twice is doing it once.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Create the ReplicaSet of a revision. An existing one of that name is recognised as ours.
+    CreateReplicaSet {
+        /// The revision.
+        revision: String,
+        /// Its template.
+        template: PodTemplate,
+        /// Its size.
+        replicas: i32,
+    },
+    /// Set the size of a revision's ReplicaSet.
+    Scale {
+        /// The revision.
+        revision: String,
+        /// The size.
+        replicas: i32,
+    },
+    /// Delete the ReplicaSet of a revision beyond the history limit; its size is 0.
+    DeleteReplicaSet {
+        /// The revision.
+        revision: String,
+    },
+    /// Let a Service select the pods of one revision.
+    SelectRevision {
+        /// The Service.
+        service: String,
+        /// The revision.
+        revision: String,
+    },
+    /// Give the canary this share of every steered rule of a route.
+    SetWeight {
+        /// The route.
+        route: String,
+        /// In percent.
+        percent: i32,
+    },
+    /// Create an AnalysisRun. An existing one of that name is recognised as ours.
+    StartAnalysis {
+        /// Its derived name.
+        name: String,
+        /// `background`, or `step-N`.
+        stage: String,
+        /// The revision.
+        revision: String,
+        /// The attempt.
+        attempt: i32,
+        /// What to judge.
+        analysis: AnalysisReference,
+    },
+    /// Ask an AnalysisRun to end.
+    EndAnalysis {
+        /// Its name.
+        name: String,
+    },
+}

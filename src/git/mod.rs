@@ -1,0 +1,1 @@
+//! The only room that runs git: the bare cache, reading sources, writing ledgers.

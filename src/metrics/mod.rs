@@ -1,0 +1,1 @@
+//! Metric providers, one file each: ask, and return samples. The only room that asks foreign HTTP servers.
