@@ -1,2 +1,63 @@
-//! A thin binary over the library.
-fn main() {}
+//! The `sluice` program: the operator, and what people type beside it.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use sluice::cli::{self, Exit};
+
+/// Progressive delivery for Kubernetes that git can audit.
+#[derive(Parser)]
+#[command(name = "sluice", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the operator
+    Operator,
+    /// Show what would happen to Rollouts in manifests, step by step, with times
+    Plan(cli::plan::Arguments),
+    /// Run a Rollout in a simulated world, with faults on request, and write a real log of it
+    Rehearse(cli::rehearse::Arguments),
+    /// Print the custom resource definitions
+    Crds,
+    /// Print a completion script
+    Completion {
+        /// The shell it is for
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    // The one TLS provider, before anything may ask for it.
+    let installed = rustls::crypto::ring::default_provider().install_default();
+    debug_assert!(installed.is_ok(), "nothing installs a provider before main");
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return cli::exit::usage(&error).into(),
+    };
+    match run(arguments.command) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            Exit::Error.into()
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Completion { shell } => {
+            cli::completion::script(Arguments::command(), "sluice", shell, &mut io::stdout().lock())?;
+            Ok(Exit::Reached)
+        }
+        Command::Operator | Command::Plan(_) | Command::Rehearse(_) | Command::Crds => {
+            anyhow::bail!("not part of this build yet")
+        }
+    }
+}

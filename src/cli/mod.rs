@@ -1,1 +1,12 @@
-//! What a person types.
+//! What a person types: `sluice plan`, `sluice rehearse`, completion, and the kubectl plugin.
+//!
+//! Each command is a pure core (objects in, lines or a document out) and a thin shell that reads files or
+//! asks the API server. What is shown of the future comes from `simulation`, which runs the engine itself, so
+//! a person is never told anything the operator would not do. Nothing in here decides.
+
+pub mod completion;
+pub mod exit;
+pub mod plan;
+pub mod rehearse;
+
+pub use exit::Exit;
