@@ -273,7 +273,42 @@ pub struct BlueGreenStrategy {
     pub scale_down_delay_seconds: Option<i32>,
 }
 
+/// What a Rollout names in its own namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    /// The Service of the version that is known to be good.
+    pub stable_service: Option<String>,
+    /// The Service of the version on trial.
+    pub canary_service: Option<String>,
+    /// The HTTPRoutes.
+    pub routes: Vec<String>,
+    /// The templates of every analysis.
+    pub analysis_templates: Vec<AnalysisTemplateReference>,
+}
+
 impl RolloutSpec {
+    /// What the strategy names.
+    pub fn references(&self) -> References {
+        if let Some(canary) = &self.strategy.canary {
+            let background = canary.analysis.iter().map(|background| &background.analysis);
+            let analyses = background.chain(canary.steps.iter().filter_map(|step| step.analysis.as_ref()));
+            return References {
+                stable_service: canary.stable_service.clone(),
+                canary_service: canary.canary_service.clone(),
+                routes: canary.http_routes().map(str::to_owned).collect(),
+                analysis_templates: analyses.flat_map(|analysis| analysis.templates.iter().cloned()).collect(),
+            };
+        }
+        let Some(blue_green) = &self.strategy.blue_green else { return References::default() };
+        let analyses = blue_green.pre_promotion_analysis.iter().chain(&blue_green.post_promotion_analysis);
+        References {
+            stable_service: Some(blue_green.active_service.clone()),
+            canary_service: blue_green.preview_service.clone(),
+            routes: Vec::new(),
+            analysis_templates: analyses.flat_map(|analysis| analysis.templates.iter().cloned()).collect(),
+        }
+    }
+
     /// How many pods are wanted.
     pub fn replicas(&self) -> i32 {
         self.replicas.unwrap_or(1)

@@ -1,1 +1,11 @@
 //! The only room with a Kubernetes client: watches, projections, writes, the lease and events.
+//!
+//! Data flows one way: [`watch`] feeds the [`index`], `observe` makes a snapshot of it, and [`write`] carries
+//! out one effect with a precondition and feeds the answer back. Nothing in here decides.
+
+pub mod client;
+pub mod index;
+pub mod kinds;
+pub mod objects;
+pub mod watch;
+pub mod write;

@@ -1,0 +1,104 @@
+//! The kinds the operator watches, and where the API server serves them.
+
+use kube::core::ApiResource;
+
+use crate::api::{GROUP, VERSION, names};
+
+/// A kind the operator watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `sluice.dev` Rollout.
+    Rollout,
+    /// `apps` ReplicaSet, ours only.
+    ReplicaSet,
+    /// Core Service.
+    Service,
+    /// `discovery.k8s.io` EndpointSlice.
+    EndpointSlice,
+    /// Gateway API HTTPRoute.
+    HttpRoute,
+    /// `sluice.dev` AnalysisRun.
+    AnalysisRun,
+    /// `sluice.dev` AnalysisTemplate.
+    AnalysisTemplate,
+    /// `sluice.dev` ClusterAnalysisTemplate.
+    ClusterAnalysisTemplate,
+    /// `sluice.dev` MetricProvider.
+    MetricProvider,
+    /// `sluice.dev` ClusterMetricProvider.
+    ClusterMetricProvider,
+    /// `sluice.dev` Intervention.
+    Intervention,
+    /// `sluice.dev` DeployRepo.
+    DeployRepo,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Rollout,
+        Self::ReplicaSet,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::HttpRoute,
+        Self::AnalysisRun,
+        Self::AnalysisTemplate,
+        Self::ClusterAnalysisTemplate,
+        Self::MetricProvider,
+        Self::ClusterMetricProvider,
+        Self::Intervention,
+        Self::DeployRepo,
+    ];
+
+    /// The name of the kind.
+    pub fn name(self) -> &'static str {
+        self.parts().2
+    }
+
+    /// Not in a namespace.
+    pub fn is_cluster_scoped(self) -> bool {
+        matches!(self, Self::ClusterAnalysisTemplate | Self::ClusterMetricProvider)
+    }
+
+    /// A cluster may do without it, and the operator with it.
+    pub fn is_optional(self) -> bool {
+        self == Self::HttpRoute
+    }
+
+    /// What to ask the API server for, so that foreign objects never reach our memory.
+    pub fn label_selector(self) -> Option<&'static str> {
+        match self {
+            Self::ReplicaSet => Some(names::ROLLOUT),
+            _ => None,
+        }
+    }
+
+    /// Where it is served.
+    pub fn resource(self) -> ApiResource {
+        let (group, version, kind, plural) = self.parts();
+        ApiResource {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            api_version: if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") },
+            kind: kind.to_owned(),
+            plural: plural.to_owned(),
+        }
+    }
+
+    fn parts(self) -> (&'static str, &'static str, &'static str, &'static str) {
+        match self {
+            Self::Rollout => (GROUP, VERSION, "Rollout", "rollouts"),
+            Self::ReplicaSet => ("apps", "v1", "ReplicaSet", "replicasets"),
+            Self::Service => ("", "v1", "Service", "services"),
+            Self::EndpointSlice => ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
+            Self::HttpRoute => ("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes"),
+            Self::AnalysisRun => (GROUP, VERSION, "AnalysisRun", "analysisruns"),
+            Self::AnalysisTemplate => (GROUP, VERSION, "AnalysisTemplate", "analysistemplates"),
+            Self::ClusterAnalysisTemplate => (GROUP, VERSION, "ClusterAnalysisTemplate", "clusteranalysistemplates"),
+            Self::MetricProvider => (GROUP, VERSION, "MetricProvider", "metricproviders"),
+            Self::ClusterMetricProvider => (GROUP, VERSION, "ClusterMetricProvider", "clustermetricproviders"),
+            Self::Intervention => (GROUP, VERSION, "Intervention", "interventions"),
+            Self::DeployRepo => (GROUP, VERSION, "DeployRepo", "deployrepos"),
+        }
+    }
+}
