@@ -11,4 +11,5 @@ pub mod git;
 pub mod http;
 pub mod metrics;
 pub mod simulation;
+pub mod telemetry;
 pub mod traffic;

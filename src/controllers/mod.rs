@@ -1,1 +1,3 @@
 //! The loops. Each is *observe, decide, act*, and short.
+
+pub mod queue;
