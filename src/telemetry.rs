@@ -47,8 +47,8 @@ pub const DEFAULT_LOG_FILTER: &str = "info";
 
 /// Sends the logs as one JSON object a line to standard error, so that standard output stays free for data.
 pub fn init_logs(filter: &str) -> Result<(), TelemetryError> {
-    let parsed = EnvFilter::try_new(filter)
-        .map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
+    let parsed =
+        EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
     tracing_subscriber::registry()
         .with(parsed)
         .with(filter_fn(|metadata| may_log(metadata.target(), metadata.level())))

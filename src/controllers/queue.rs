@@ -382,9 +382,7 @@ where
             reason: "Timeout",
             message: format!("the turn took longer than {} s and was dropped", limit.as_secs()),
         }),
-        Err(_) => {
-            Outcome::Failed(Failure { reason: "Panic", message: "the turn panicked; this is a bug".to_owned() })
-        }
+        Err(_) => Outcome::Failed(Failure { reason: "Panic", message: "the turn panicked; this is a bug".to_owned() }),
     };
     metrics.reconciled(name, begun.elapsed());
     match outcome {
