@@ -559,7 +559,10 @@ mod tests {
         let backend = |name: &str| json!({"name": name, "port": 80});
         let cases = [
             (json!([{"backendRefs": [backend("web-stable"), backend("web-canray")]}]), "rule 1 names \"web-canray\""),
-            (json!([{"name": "main", "backendRefs": [backend("web-stable")]}]), "rule 1 (main) names \"web-stable\" but not \"web-canary\""),
+            (
+                json!([{"name": "main", "backendRefs": [backend("web-stable")]}]),
+                "rule 1 (main) names \"web-stable\" but not \"web-canary\"",
+            ),
             (
                 json!([{"backendRefs": [backend("web-stable"), {"name": "web-canary", "namespace": "b", "port": 80}]}]),
                 "in namespace \"b\"",
