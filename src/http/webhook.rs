@@ -568,10 +568,13 @@ mod tests {
         let body = vec![b' '; limit];
         assert_eq!(bench.post("/hooks/shop/signed", &sign(TOKEN, &body), &body).await.status, 202, "just fits");
         // One that says so is answered before it sends anything.
-        let head = "POST /hooks/shop/open HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Length: 1000000000\r\n\r\n";
+        let head =
+            "POST /hooks/shop/open HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Length: 1000000000\r\n\r\n";
         assert_eq!(send(bench.address, head.as_bytes()).await.unwrap().status, 413);
         // One that does not say so is cut off.
-        let mut chunked = b"POST /hooks/shop/open HTTP/1.1\r\nHost: s\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        let mut chunked =
+            b"POST /hooks/shop/open HTTP/1.1\r\nHost: s\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+                .to_vec();
         chunked.extend_from_slice(format!("{:x}\r\n", limit + 1).as_bytes());
         chunked.extend(std::iter::repeat_n(b' ', limit + 1));
         chunked.extend_from_slice(b"\r\n0\r\n\r\n");
