@@ -74,8 +74,6 @@ type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram
 pub enum Success {
     /// It did.
     Ok,
-    /// Somebody else was faster; it is looked at again.
-    Conflict,
     /// It did not.
     Error,
 }
@@ -84,7 +82,6 @@ impl Success {
     fn word(self) -> &'static str {
         match self {
             Success::Ok => "ok",
-            Success::Conflict => "conflict",
             Success::Error => "error",
         }
     }
@@ -233,8 +230,8 @@ impl Metrics {
     }
 
     /// Something was written to the API, or was tried to be.
-    pub fn api_write(&self, kind: &'static str, verb: &'static str, result: Success) {
-        self.0.api_writes.get_or_create(&[("kind", kind), ("verb", verb), ("result", result.word())]).inc();
+    pub fn api_write(&self, kind: &'static str, verb: &'static str, result: &'static str) {
+        self.0.api_writes.get_or_create(&[("kind", kind), ("verb", verb), ("result", result)]).inc();
     }
 
     /// A push to a log branch ended.
@@ -438,7 +435,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.transition(TransitionEvent::Aborted);
         metrics.verdict("fail");
-        metrics.api_write("HTTPRoute", "patch", Success::Conflict);
+        metrics.api_write("HTTPRoute", "patch", "conflict");
         metrics.git_push(Duration::from_millis(300), Success::Ok);
         metrics.set_outbox(3, Duration::from_secs(12));
         metrics.reconciled("rollout", Duration::from_millis(2));

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod index;
 pub mod kinds;
+pub mod lease;
 pub mod objects;
 pub mod watch;
 pub mod write;
