@@ -176,7 +176,10 @@ mod tests {
         for value in ["0 || true", "NaN", "inf", "", "1)", "true"] {
             assert!(fill_condition("result < {{args.a}}", &values(&[("a", value)])).is_err(), "{value}");
         }
-        assert!(fill_query("x == 1 or \"\\\"{{args.a}}\"", &values(&[("a", "b c")])).is_ok(), "still inside the string");
+        assert!(
+            fill_query("x == 1 or \"\\\"{{args.a}}\"", &values(&[("a", "b c")])).is_ok(),
+            "still inside the string"
+        );
         assert!(fill_query("a{b=`\\`} + {{args.a}}", &values(&[("a", "b c")])).is_err(), "raw strings end at once");
     }
 

@@ -391,7 +391,8 @@ fn word(word: &str) -> TokenKind {
 
 fn number(text: &str, column: usize) -> Result<(TokenKind, usize), ConditionError> {
     let bytes = text.as_bytes();
-    let digits = |from: usize| bytes.iter().skip(from).take_while(|byte| byte.is_ascii_digit() || **byte == b'_').count();
+    let digits =
+        |from: usize| bytes.iter().skip(from).take_while(|byte| byte.is_ascii_digit() || **byte == b'_').count();
     let mut length = digits(0);
     if bytes.get(length) == Some(&b'.') {
         length += 1 + digits(length + 1);
@@ -580,7 +581,8 @@ impl Parser {
 
     fn operand(&mut self, depth: usize) -> Parsed {
         let Some(Token { kind, column }) = self.next() else {
-            let message = if self.tokens.is_empty() { "the condition is empty" } else { "something is missing at the end" };
+            let message =
+                if self.tokens.is_empty() { "the condition is empty" } else { "something is missing at the end" };
             return self.fail(self.end(), message);
         };
         let inner = self.deeper(depth, column)?;
@@ -608,7 +610,9 @@ impl Parser {
             }
             TokenKind::Symbol("#") if self.in_quantifier => self.typed(Node::Element, Type::Number, column),
             TokenKind::Symbol("#") => self.fail(column, "\"#\" is only known inside all, any and none"),
-            TokenKind::Symbol("{" | "}") => self.fail(column, "braces are not known here; were they meant for a chart?"),
+            TokenKind::Symbol("{" | "}") => {
+                self.fail(column, "braces are not known here; were they meant for a chart?")
+            }
             TokenKind::Symbol(other) => self.fail(column, format!("\"{other}\" is not expected here")),
             TokenKind::Word(word) => self.word(&word, inner, column),
         }
@@ -646,7 +650,9 @@ impl Parser {
             return self.typed(Node::Result, Type::List, column);
         }
         let index = match self.next() {
-            Some(Token { kind: TokenKind::Number(number), .. }) if number.fract() == 0.0 && (0.0..1e6).contains(&number) => {
+            Some(Token { kind: TokenKind::Number(number), .. })
+                if number.fract() == 0.0 && (0.0..1e6).contains(&number) =>
+            {
                 // The text of a whole number below a million; no lossy cast is needed.
                 number.to_string().parse::<usize>().unwrap_or(usize::MAX)
             }
@@ -700,7 +706,9 @@ impl Parser {
         };
         match (word, reduce) {
             ("len" | "count", _) if list => return self.typed(Node::Length, Type::Number, column),
-            ("len" | "count" | "sum" | "mean", _) if !list => return self.fail(column, format!("{word} is for result")),
+            ("len" | "count" | "sum" | "mean", _) if !list => {
+                return self.fail(column, format!("{word} is for result"));
+            }
             (_, Some(reduce)) if list && wanted == 1 => return self.typed(Node::Reduce(reduce), Type::Number, column),
             _ => {}
         }
@@ -863,8 +871,11 @@ mod tests {
     /// Texts of the grammar itself, so that the evaluation is reached.
     fn any_truth() -> impl Strategy<Value = String> {
         let number = prop_oneof![
-            Just("result[0]".to_owned()), Just("result[1]".to_owned()), Just("len(result)".to_owned()),
-            Just("max(result)".to_owned()), (0u32..100).prop_map(|number| number.to_string()),
+            Just("result[0]".to_owned()),
+            Just("result[1]".to_owned()),
+            Just("len(result)".to_owned()),
+            Just("max(result)".to_owned()),
+            (0u32..100).prop_map(|number| number.to_string()),
         ];
         let number = number.prop_recursive(3, 16, 2, |inner| {
             (inner.clone(), prop::sample::select(vec!["+", "-", "*", "/", "%"]), inner)

@@ -119,7 +119,8 @@ fn conditions(metric: &Metric, values: &[f64]) -> (Verdict, String) {
         }
         // One that cannot be told leaves the other alone not enough to pass or fail.
         (Some(None), _) | (_, Some(None)) => {
-            let message = if values.is_empty() { "the query gave no series".into() } else { format!("cannot judge {shown}") };
+            let message =
+                if values.is_empty() { "the query gave no series".into() } else { format!("cannot judge {shown}") };
             (Verdict::NoData, message)
         }
         (_, Some(Some(true))) | (Some(Some(false)), None) => (Verdict::Pass, String::new()),
@@ -303,7 +304,9 @@ fn take_in(metric: &Metric, result: &mut MetricResult, measurement: Measurement)
     // A long outage must not push out what was measured before it: of equal misses in a row the first and
     // the last are kept.
     let same = |known: &Measurement| {
-        known.verdict == measurement.verdict && known.message == measurement.message && known.values == measurement.values
+        known.verdict == measurement.verdict
+            && known.message == measurement.message
+            && known.values == measurement.values
     };
     let missing = matches!(measurement.verdict, Verdict::NoData | Verdict::Error);
     if missing && result.measurements.len() >= 2 && result.measurements.iter().rev().take(2).all(same) {
@@ -356,9 +359,10 @@ pub fn conclude(spec: &AnalysisRunSpec, status: &AnalysisRunStatus, now: DateTim
             hold(metric, result, now);
         }
     }
-    let worst = [AnalysisPhase::Failed, AnalysisPhase::Unavailable, AnalysisPhase::Inconclusive, AnalysisPhase::Holding]
-        .into_iter()
-        .find_map(|phase| next.metrics.iter().find(|result| result.phase == phase));
+    let worst =
+        [AnalysisPhase::Failed, AnalysisPhase::Unavailable, AnalysisPhase::Inconclusive, AnalysisPhase::Holding]
+            .into_iter()
+            .find_map(|phase| next.metrics.iter().find(|result| result.phase == phase));
     if let Some(result) = worst {
         let message = format!("{}: {}", result.name, result.message);
         if ended(result.phase) {
@@ -435,9 +439,10 @@ pub fn state(spec: &AnalysisRunSpec, status: Option<&AnalysisRunStatus>) -> Anal
     let some_open = status.metrics.iter().any(|result| !ended(result.phase));
     let mut counting = status.metrics.iter().filter(|result| !some_open || !ended(result.phase)).peekable();
     let passed_since = match counting.peek() {
-        Some(_) if status.metrics.len() == spec.metrics.len() => {
-            counting.map(|result| result.last_passed_at).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().min())
-        }
+        Some(_) if status.metrics.len() == spec.metrics.len() => counting
+            .map(|result| result.last_passed_at)
+            .collect::<Option<Vec<_>>>()
+            .and_then(|all| all.into_iter().min()),
         _ => None,
     };
     let holding = spec.metrics.iter().zip(&status.metrics).filter(|(_, result)| result.phase == AnalysisPhase::Holding);
@@ -731,7 +736,13 @@ mod tests {
         let both = advance(&spec, &held, 2, given(Verdict::Fail, 600), at(600));
         assert_eq!(both.phase, AnalysisPhase::Failed);
         assert!(both.message.starts_with("c: "), "{}", both.message);
-        let all = advance(&spec, &advance(&spec, &held, 1, given(Verdict::Pass, 10), at(10)), 2, given(Verdict::Pass, 10), at(10));
+        let all = advance(
+            &spec,
+            &advance(&spec, &held, 1, given(Verdict::Pass, 10), at(10)),
+            2,
+            given(Verdict::Pass, 10),
+            at(10),
+        );
         assert_eq!((all.phase, all.message.as_str()), (AnalysisPhase::Passed, "all 3 metrics passed"));
     }
 

@@ -132,7 +132,8 @@ fn given_values(
         let place = format!("args[{index}]");
         match standard.get(name) {
             Some(known) if known != value => {
-                let message = format!("argument \"{name}\" is always \"{known}\" and cannot be given; take another name");
+                let message =
+                    format!("argument \"{name}\" is always \"{known}\" and cannot be given; take another name");
                 faults.add(place, message);
                 continue;
             }
@@ -366,10 +367,16 @@ mod tests {
         let spec = template(json!({"args": [{"name": "app"}], "metrics": [metric(json!({}))]}));
         let cases: &[(&[Argument], &str)] = &[
             (&[], "AnalysisTemplate \"t\" spec.args[0]: argument \"app\" is required"),
-            (&[argument("app", "a"), argument("ap", "b")], "args[1]: no template takes an argument \"ap\"; they take app"),
+            (
+                &[argument("app", "a"), argument("ap", "b")],
+                "args[1]: no template takes an argument \"ap\"; they take app",
+            ),
             (&[argument("app", "a"), argument("app", "b")], "args[1]: argument \"app\" is given twice"),
             (&[argument("app", "a"), argument("namespace", "b")], "args[1]: argument \"namespace\" is always \"shop\""),
-            (&[argument("app", "a\"} or up")], "spec.metrics[0].provider.prometheus.query: argument \"app\" is \"a\"} or up\""),
+            (
+                &[argument("app", "a\"} or up")],
+                "spec.metrics[0].provider.prometheus.query: argument \"app\" is \"a\"} or up\"",
+            ),
         ];
         for (given, expected) in cases {
             let faults = one(&spec, given, Ending::ByItself).unwrap_err();
@@ -387,14 +394,20 @@ mod tests {
             (metric(json!({"threshold": {}})), "spec.metrics[0].threshold: give min, max or both"),
             (metric(json!({"threshold": {"min": 2, "max": 1}})), "no value passes"),
             (metric(json!({"successCondition": "result[0] <"})), "spec.metrics[0].successCondition: column 12"),
-            (metric(json!({"failureCondition": "result[0] < {{args.none}}"})), "spec.metrics[0].failureCondition: {{args.none}}"),
+            (
+                metric(json!({"failureCondition": "result[0] < {{args.none}}"})),
+                "spec.metrics[0].failureCondition: {{args.none}}",
+            ),
             (metric(json!({"interval": null, "count": 5})), "spec.metrics[0].interval: 5 measurements need"),
             (metric(json!({"count": null})), "spec.metrics[0].count: an interval without count never ends"),
             (metric(json!({"count": 0})), "spec.metrics[0].count: count is at least 1"),
             (metric(json!({"interval": 0})), "spec.metrics[0].interval: an interval is at least 1s"),
             (metric(json!({"failureLimit": -1})), "spec.metrics[0].failureLimit: a limit is at least 0"),
             (metric(json!({"provider": {}})), "spec.metrics[0].provider: no provider"),
-            (metric(json!({"provider": provider(" \n")})), "spec.metrics[0].provider.prometheus.query: the query is empty"),
+            (
+                metric(json!({"provider": provider(" \n")})),
+                "spec.metrics[0].provider.prometheus.query: the query is empty",
+            ),
             (metric(json!({"provider": provider("up{a=\"{{ \"{{\" }}b\"}")})), "left over from a chart"),
         ];
         for (metric, expected) in cases {
