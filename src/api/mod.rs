@@ -23,7 +23,7 @@ pub use intervention::*;
 pub use metric_provider::*;
 pub use rollout::*;
 pub use status::*;
-pub use template::PodTemplate;
+pub use template::{PodTemplate, canonical_json};
 
 /// The API group of every kind here.
 pub const GROUP: &str = "sluice.dev";

@@ -20,9 +20,7 @@ impl PodTemplate {
     /// It reads what is stored and nothing of ours, so neither an operator's upgrade nor a changed child
     /// makes a new revision (argo-rollouts #4696).
     pub fn hash_v1(&self) -> String {
-        let mut text = String::new();
-        canonical(&self.0, &mut text);
-        names::hex(&Sha256::digest(text))
+        names::hex(&Sha256::digest(canonical_json(&self.0)))
     }
 
     /// The revision's name: the first letters of the hash.
@@ -46,7 +44,14 @@ impl PodTemplate {
     }
 }
 
-/// Writes `value` with sorted keys, whatever map the JSON library is built with.
+/// The text of `value` with sorted keys and no white space, whatever map the JSON library is built with: what
+/// digests are made of.
+pub fn canonical_json(value: &Value) -> String {
+    let mut text = String::new();
+    canonical(value, &mut text);
+    text
+}
+
 fn canonical(value: &Value, out: &mut String) {
     match value {
         Value::Object(map) => {

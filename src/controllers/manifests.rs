@@ -1,0 +1,737 @@
+//! From the bytes of files to the objects they declare. Pure: no client, no git, no clock.
+//!
+//! What is read, and what is not:
+//! - `.yaml` and `.yml` files are streams of YAML documents, `.json` files are streams of JSON values. Other
+//!   files, and files or folders whose name starts with a dot (`.github/`), are left alone.
+//! - Scalars mean what they mean to `kubectl`: `0644` is octal, unquoted `yes` and `on` are booleans.
+//! - Empty and comment-only documents are nothing. A `List` is its items.
+//! - Everything else that is not a Kubernetes object is an error. Whoever syncs a folder means it to be applied,
+//!   and a file that is skipped in silence would be an object that is pruned in silence. Flux refuses such a
+//!   folder as well.
+//! - A kustomization and a Helm chart are refused by name: they are not rendered, and applying their pieces
+//!   unrendered would be wrong.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    fmt,
+};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::api::{canonical_json, names};
+
+/// The most objects one DeployRepo may declare: its inventory lives in its status, and an object of the API
+/// server holds about a megabyte.
+pub const MAX_OBJECTS: usize = 3000;
+/// How deep lists may hold lists.
+const MAX_LIST_DEPTH: usize = 4;
+
+/// Where in the source something is declared.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The file's path in the repository.
+    pub file: String,
+    /// The document in the file, from 1. Every `---` begins one; what stands before the first `---` is one only
+    /// when it holds something.
+    pub document: usize,
+    /// The line of the file, from 1, at which the document begins.
+    pub line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}, document {}", self.file, self.document)
+    }
+}
+
+/// What makes an object one and the same: not its version.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    /// The API group; empty for the core group.
+    pub group: String,
+    /// The kind.
+    pub kind: String,
+    /// The namespace; empty for a cluster-scoped object.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl Identity {
+    /// From an `apiVersion` instead of a group.
+    pub fn new(api_version: &str, kind: &str, namespace: &str, name: &str) -> Self {
+        Self {
+            group: group_of(api_version).to_owned(),
+            kind: kind.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.namespace.as_str() {
+            "" => write!(formatter, "{} {}", self.kind, self.name),
+            namespace => write!(formatter, "{} {namespace}/{}", self.kind, self.name),
+        }
+    }
+}
+
+/// The group in an `apiVersion`; empty for the core group.
+pub fn group_of(api_version: &str) -> &str {
+    api_version.split_once('/').map_or("", |(group, _)| group)
+}
+
+/// One declared object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// The object as declared, without annotations of ours.
+    pub object: Value,
+    /// Its `apiVersion`.
+    pub api_version: String,
+    /// Its `kind`.
+    pub kind: String,
+    /// Its `metadata.namespace`; empty when none is declared, or after [`assign_namespaces`] when the kind has
+    /// none.
+    pub namespace: String,
+    /// Its `metadata.name`.
+    pub name: String,
+    /// Where it is declared.
+    pub place: Place,
+    /// SHA-256 of the canonical JSON of `object`.
+    pub digest: String,
+}
+
+impl Manifest {
+    /// What it is, whatever its version.
+    pub fn identity(&self) -> Identity {
+        Identity::new(&self.api_version, &self.kind, &self.namespace, &self.name)
+    }
+}
+
+impl fmt::Display for Manifest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} ({})", self.place, self.identity())
+    }
+}
+
+/// Why a file cannot be applied.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ManifestError {
+    /// Bytes that are no text.
+    #[error("{file}: is not UTF-8 text")]
+    NotText {
+        /// The file.
+        file: String,
+    },
+    /// Text that is no YAML or JSON.
+    #[error("{place}: {message}")]
+    Syntax {
+        /// The document.
+        place: Place,
+        /// What is wrong, with the line in the file.
+        message: String,
+    },
+    /// A field that is missing or not what it must be.
+    #[error("{place}: {field}: {message}")]
+    Field {
+        /// The document.
+        place: Place,
+        /// The path of the field.
+        field: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Needs a tool to become manifests.
+    #[error("{file}: {what} is not rendered; commit the rendered manifests, or set spec.path to a folder of them")]
+    NotRendered {
+        /// The file.
+        file: String,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The same object twice.
+    #[error("{second}: {identity} is declared a second time; the first is in {first} (line {})", first.line)]
+    Duplicate {
+        /// The first declaration.
+        first: Place,
+        /// The second one.
+        second: Place,
+        /// The object.
+        identity: Identity,
+    },
+    /// A kind the cluster does not know.
+    #[error(
+        "{place} ({identity}): the cluster has no kind {} in {api_version}; install its CustomResourceDefinition, or correct apiVersion and kind",
+        identity.kind
+    )]
+    UnknownKind {
+        /// The document.
+        place: Place,
+        /// The object.
+        identity: Identity,
+        /// Its `apiVersion`.
+        api_version: String,
+    },
+    /// An object outside what this DeployRepo may manage.
+    #[error("{place} ({identity}): {cure}")]
+    NotAllowed {
+        /// The document.
+        place: Place,
+        /// The object.
+        identity: Identity,
+        /// Why, and what to do.
+        cure: String,
+    },
+    /// More objects than one DeployRepo can keep account of.
+    #[error("{count} objects are declared, and one DeployRepo takes at most {MAX_OBJECTS}; split the folder")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// Whether objects of a kind live in namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// They do.
+    Namespaced,
+    /// They do not.
+    Cluster,
+}
+
+/// Where a DeployRepo may apply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permission {
+    /// The DeployRepo's own namespace.
+    pub own: String,
+    /// The namespaces it lists.
+    pub listed: Vec<String>,
+    /// Whether it lives in the operator's namespace. Anywhere else only `own` counts.
+    pub in_operator_namespace: bool,
+}
+
+impl Permission {
+    /// Whether it may apply into a namespace.
+    pub fn allows(&self, namespace: &str) -> bool {
+        namespace == self.own || (self.in_operator_namespace && self.listed.iter().any(|listed| listed == namespace))
+    }
+
+    fn refusal(&self, manifest: &Manifest, scope: Scope) -> Option<String> {
+        match scope {
+            Scope::Namespaced if self.allows(&manifest.namespace) => None,
+            Scope::Namespaced if self.in_operator_namespace => Some(format!(
+                "namespace {} is not managed by this DeployRepo; add it to spec.namespaces, or correct metadata.namespace",
+                manifest.namespace
+            )),
+            Scope::Namespaced => Some(format!(
+                "a DeployRepo in namespace {own} manages that namespace only; correct metadata.namespace, or declare \
+                 the object in a DeployRepo in the operator's namespace that lists {}",
+                manifest.namespace,
+                own = self.own
+            )),
+            Scope::Cluster if !self.in_operator_namespace => Some(format!(
+                "{} is cluster-scoped, and only a DeployRepo in the operator's namespace may apply such objects; \
+                 declare it there",
+                manifest.kind
+            )),
+            Scope::Cluster
+                if manifest.kind == "Namespace"
+                    && group_of(&manifest.api_version).is_empty()
+                    && !self.allows(&manifest.name) =>
+            {
+                Some(format!(
+                    "namespace {} is not managed by this DeployRepo; add it to spec.namespaces",
+                    manifest.name
+                ))
+            }
+            Scope::Cluster => None,
+        }
+    }
+}
+
+/// Reads all files. All faults of all files are reported, so that one commit can mend them.
+pub fn parse<'a>(
+    files: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+) -> Result<Vec<Manifest>, Vec<ManifestError>> {
+    let mut manifests = Vec::new();
+    let mut errors = Vec::new();
+    let mut files: Vec<_> = files.into_iter().collect();
+    files.sort_unstable_by_key(|(file, _)| *file);
+    for (file, bytes) in files {
+        match classify(file) {
+            FileKind::Ignored => {}
+            FileKind::NotRendered(what) => {
+                errors.push(ManifestError::NotRendered { file: file.to_owned(), what });
+            }
+            FileKind::Yaml => parse_file(file, bytes, yaml_documents, &mut manifests, &mut errors),
+            FileKind::Json => parse_file(file, bytes, json_documents, &mut manifests, &mut errors),
+        }
+    }
+    if manifests.len() > MAX_OBJECTS {
+        errors.push(ManifestError::TooMany { count: manifests.len() });
+    }
+    if errors.is_empty() { Ok(manifests) } else { Err(errors) }
+}
+
+/// Gives each object the namespace it is meant for, and checks that it may go there and is declared once.
+///
+/// `scope_of` answers for an `apiVersion` and `kind`; `None` is a kind that neither the cluster knows nor the
+/// manifests declare (see [`declared_scopes`]).
+pub fn assign_namespaces(
+    manifests: Vec<Manifest>,
+    permission: &Permission,
+    scope_of: impl Fn(&str, &str) -> Option<Scope>,
+) -> Result<Vec<Manifest>, Vec<ManifestError>> {
+    let mut errors = Vec::new();
+    let mut placed = Vec::with_capacity(manifests.len());
+    let mut seen: HashMap<Identity, Place> = HashMap::with_capacity(manifests.len());
+    for mut manifest in manifests {
+        let Some(scope) = scope_of(&manifest.api_version, &manifest.kind) else {
+            errors.push(ManifestError::UnknownKind {
+                identity: manifest.identity(),
+                place: manifest.place,
+                api_version: manifest.api_version,
+            });
+            continue;
+        };
+        match scope {
+            Scope::Cluster if !manifest.namespace.is_empty() => {
+                errors.push(ManifestError::Field {
+                    message: format!("{} is cluster-scoped and has no namespace; remove the field", manifest.kind),
+                    place: manifest.place,
+                    field: "metadata.namespace".to_owned(),
+                });
+                continue;
+            }
+            Scope::Namespaced if manifest.namespace.is_empty() => {
+                manifest.namespace.clone_from(&permission.own);
+                if let Some(metadata) = manifest.object.get_mut("metadata").and_then(Value::as_object_mut) {
+                    metadata.insert("namespace".to_owned(), Value::from(permission.own.as_str()));
+                }
+                manifest.digest = digest(&manifest.object);
+            }
+            Scope::Cluster | Scope::Namespaced => {}
+        }
+        if let Some(cure) = permission.refusal(&manifest, scope) {
+            errors.push(ManifestError::NotAllowed { identity: manifest.identity(), place: manifest.place, cure });
+            continue;
+        }
+        let identity = manifest.identity();
+        if let Some(first) = seen.get(&identity) {
+            errors.push(ManifestError::Duplicate { first: first.clone(), second: manifest.place, identity });
+            continue;
+        }
+        seen.insert(identity, manifest.place.clone());
+        placed.push(manifest);
+    }
+    if errors.is_empty() { Ok(placed) } else { Err(errors) }
+}
+
+/// The kinds that CustomResourceDefinitions among the manifests bring along: (`apiVersion`, `kind`) and scope.
+pub fn declared_scopes(manifests: &[Manifest]) -> HashMap<(String, String), Scope> {
+    let mut scopes = HashMap::new();
+    for manifest in manifests.iter().filter(|manifest| is_custom_resource_definition(manifest)) {
+        let spec = &manifest.object["spec"];
+        let (Some(group), Some(kind)) = (spec["group"].as_str(), spec["names"]["kind"].as_str()) else { continue };
+        let scope = if spec["scope"].as_str() == Some("Cluster") { Scope::Cluster } else { Scope::Namespaced };
+        for version in spec["versions"].as_array().into_iter().flatten() {
+            if let Some(version) = version["name"].as_str() {
+                scopes.insert((format!("{group}/{version}"), kind.to_owned()), scope);
+            }
+        }
+    }
+    scopes
+}
+
+/// Whether a manifest defines a kind.
+pub fn is_custom_resource_definition(manifest: &Manifest) -> bool {
+    manifest.kind == "CustomResourceDefinition" && group_of(&manifest.api_version) == "apiextensions.k8s.io"
+}
+
+/// Whether a manifest is a Namespace.
+pub fn is_namespace(manifest: &Manifest) -> bool {
+    manifest.kind == "Namespace" && group_of(&manifest.api_version).is_empty()
+}
+
+/// SHA-256 over the canonical JSON of a declaration.
+pub fn digest(object: &Value) -> String {
+    names::hex(&Sha256::digest(canonical_json(object)))
+}
+
+enum FileKind {
+    Yaml,
+    Json,
+    Ignored,
+    NotRendered(&'static str),
+}
+
+fn classify(path: &str) -> FileKind {
+    if path.split('/').any(|part| part.starts_with('.')) {
+        return FileKind::Ignored;
+    }
+    let name = path.rsplit('/').next().unwrap_or(path);
+    match name {
+        "kustomization.yaml" | "kustomization.yml" | "Kustomization" => {
+            return FileKind::NotRendered("a kustomization");
+        }
+        "Chart.yaml" => return FileKind::NotRendered("a Helm chart"),
+        _ => {}
+    }
+    match name.rsplit_once('.').map(|(_, ending)| ending) {
+        Some("yaml" | "yml") => FileKind::Yaml,
+        Some("json") => FileKind::Json,
+        _ => FileKind::Ignored,
+    }
+}
+
+/// The documents of a text that hold something, each with its place.
+type Documents = Vec<Result<(Place, Value), ManifestError>>;
+
+fn parse_file(
+    file: &str,
+    bytes: &[u8],
+    documents: impl Fn(&str, &str) -> Documents,
+    manifests: &mut Vec<Manifest>,
+    errors: &mut Vec<ManifestError>,
+) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        errors.push(ManifestError::NotText { file: file.to_owned() });
+        return;
+    };
+    for document in documents(file, text.strip_prefix('\u{feff}').unwrap_or(text)) {
+        let read = document.and_then(|(place, value)| collect(value, &place, "", 0, manifests));
+        errors.extend(read.err());
+    }
+}
+
+/// Splits at the document markers and reads each document by itself, so that a broken one hides none after it
+/// and the numbering counts the empty ones. A marker at the start of a line ends everything in YAML, block
+/// scalars included, so the split is exact.
+fn yaml_documents(file: &str, text: &str) -> Documents {
+    let mut starts = vec![(0, 1)];
+    let mut position = 0;
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let rest = line.strip_prefix("---");
+        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n'])) {
+            starts.push((position, index + 1));
+        }
+        position += line.len();
+    }
+    let ends = starts.iter().skip(1).map(|(start, _)| *start).chain([text.len()]);
+    let mut documents = Vec::new();
+    let mut number = 0;
+    for (&(start, line), end) in starts.iter().zip(ends) {
+        let chunk = &text[start..end];
+        let marked = line > 1 || chunk.starts_with("---");
+        if !marked && is_blank(chunk) {
+            continue;
+        }
+        number += 1;
+        let place = Place { file: file.to_owned(), document: number, line };
+        match yaml_document(chunk, line - 1) {
+            Ok(None) => {}
+            Ok(Some(value)) => documents.push(Ok((place, value))),
+            Err(message) => documents.push(Err(ManifestError::Syntax { place, message })),
+        }
+    }
+    documents
+}
+
+/// Comments, directives, end markers and nothing else.
+fn is_blank(chunk: &str) -> bool {
+    chunk.lines().all(|line| {
+        let line = line.trim();
+        line.is_empty() || line.starts_with(['#', '%']) || line == "..."
+    })
+}
+
+fn yaml_document(chunk: &str, lines_before: usize) -> Result<Option<Value>, String> {
+    // Directives stand before the marker of their document, so here they have been cut from it: they are
+    // skipped with the blank chunk they are in.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: 2,
+            max_aliases: 1_000,
+            max_anchors: 1_000,
+            max_nodes: 250_000,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: 100_000,
+            max_replay_stack_depth: 16,
+        },
+        legacy_octal_numbers: true,
+        emit_comments: false,
+        with_snippet: false,
+    };
+    if is_blank(chunk) {
+        return Ok(None);
+    }
+    let lines = FileLines { before: lines_before };
+    match serde_saphyr::from_multiple_with_options::<Value>(chunk, options) {
+        Ok(mut values) => match values.len() {
+            0 => Ok(None),
+            1 => Ok(values.pop()),
+            _ => Err("begins a second document without `---`".to_owned()),
+        },
+        Err(error) => {
+            Err(error.render_with_formatter(&serde_saphyr::UserMessageFormatter.with_localizer(&lines)))
+        }
+    }
+}
+
+/// Counts lines from the beginning of the file instead of the document.
+struct FileLines {
+    before: usize,
+}
+
+impl serde_saphyr::localizer::Localizer for FileLines {
+    fn attach_location<'a>(&self, base: Cow<'a, str>, location: serde_saphyr::Location) -> Cow<'a, str> {
+        if location == serde_saphyr::Location::UNKNOWN {
+            return base;
+        }
+        let line = usize::try_from(location.line()).unwrap_or(0) + self.before;
+        Cow::Owned(format!("line {line}, column {}: {base}", location.column()))
+    }
+}
+
+fn json_documents(file: &str, text: &str) -> Documents {
+    let mut documents = Vec::new();
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<UniqueKeys>();
+    let mut number = 0;
+    loop {
+        let start = stream.byte_offset();
+        let skipped = text[start..].len() - text[start..].trim_start().len();
+        let line = 1 + text[..start + skipped].matches('\n').count();
+        number += 1;
+        let place = Place { file: file.to_owned(), document: number, line };
+        match stream.next() {
+            None => return documents,
+            Some(Ok(UniqueKeys(Value::Null))) => {}
+            Some(Ok(UniqueKeys(value))) => documents.push(Ok((place, value))),
+            Some(Err(error)) => {
+                documents.push(Err(ManifestError::Syntax { place, message: error.to_string() }));
+                return documents;
+            }
+        }
+    }
+}
+
+/// A JSON value in which no key stands twice: the JSON library keeps the last one without a word.
+struct UniqueKeys(Value);
+
+impl<'de> Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Value;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a JSON value")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(Value::from(value))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(Value::from(value))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(Value::from(value))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(Value::from(value))
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(Value::from(value))
+            }
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(UniqueKeys(value)) = items.next_element()? {
+                    values.push(value);
+                }
+                Ok(Value::Array(values))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+                let mut map = Map::new();
+                while let Some(key) = entries.next_key::<String>()? {
+                    if map.contains_key(&key) {
+                        return Err(de::Error::custom(format!("duplicate key \"{key}\"")));
+                    }
+                    let UniqueKeys(value) = entries.next_value()?;
+                    map.insert(key, value);
+                }
+                Ok(Value::Object(map))
+            }
+        }
+        deserializer.deserialize_any(Reader).map(UniqueKeys)
+    }
+}
+
+/// Turns a document into its objects. `path` leads to it within the document, for the items of a list.
+fn collect(
+    value: Value,
+    place: &Place,
+    path: &str,
+    depth: usize,
+    manifests: &mut Vec<Manifest>,
+) -> Result<(), ManifestError> {
+    let field = |name: &str, message: String| ManifestError::Field {
+        place: place.clone(),
+        field: format!("{path}{name}"),
+        message,
+    };
+    let Value::Object(mut object) = value else {
+        return Err(ManifestError::Syntax {
+            place: place.clone(),
+            message: format!("{}is not a Kubernetes object (a mapping with apiVersion and kind)", {
+                let path = path.trim_end_matches('.');
+                if path.is_empty() { String::new() } else { format!("{path} ") }
+            }),
+        });
+    };
+    let text = |object: &Map<String, Value>, name: &str| match object.get(name) {
+        Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
+        None | Some(Value::Null) => Err(field(
+            name,
+            "is missing, so this is no Kubernetes object; move files that are none out of the synced folder".to_owned(),
+        )),
+        Some(_) => Err(field(name, "must be a text that is not empty".to_owned())),
+    };
+    let api_version = text(&object, "apiVersion")?;
+    let kind = text(&object, "kind")?;
+    let group = group_of(&api_version);
+    if group == "kustomize.config.k8s.io" {
+        return Err(ManifestError::NotRendered { file: place.file.clone(), what: "a kustomization" });
+    }
+    if kind.ends_with("List") && !object.contains_key("spec") && object.contains_key("items") {
+        return collect_list(object, place, path, depth, manifests);
+    }
+    let (name, namespace) = read_metadata(&mut object, &field)?;
+    let object = Value::Object(object);
+    manifests.push(Manifest {
+        digest: digest(&object),
+        object,
+        api_version,
+        kind,
+        namespace,
+        name,
+        place: place.clone(),
+    });
+    Ok(())
+}
+
+fn collect_list(
+    mut list: Map<String, Value>,
+    place: &Place,
+    path: &str,
+    depth: usize,
+    manifests: &mut Vec<Manifest>,
+) -> Result<(), ManifestError> {
+    let refuse = |message: &str| {
+        Err(ManifestError::Field {
+            place: place.clone(),
+            field: format!("{path}items"),
+            message: message.to_owned(),
+        })
+    };
+    if depth == MAX_LIST_DEPTH {
+        return refuse("lists are nested too deep");
+    }
+    match list.remove("items") {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Array(items)) => items
+            .into_iter()
+            .enumerate()
+            .try_for_each(|(index, item)| collect(item, place, &format!("{path}items[{index}]."), depth + 1, manifests)),
+        Some(_) => refuse("must be a list"),
+    }
+}
+
+/// Checks what the sync itself relies on, and removes what is ours to write: manifests are often copied from
+/// `kubectl get -o yaml`.
+fn read_metadata(
+    object: &mut Map<String, Value>,
+    field: &impl Fn(&str, String) -> ManifestError,
+) -> Result<(String, String), ManifestError> {
+    let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else {
+        return Err(field("metadata", "must be a mapping with at least a name".to_owned()));
+    };
+    let name = match metadata.get("name") {
+        Some(Value::String(name)) if !name.is_empty() => name.clone(),
+        Some(Value::String(_) | Value::Null) | None if metadata.contains_key("generateName") => {
+            return Err(field(
+                "metadata.generateName",
+                "would create a new object at every look; give the object a name".to_owned(),
+            ));
+        }
+        Some(Value::String(_) | Value::Null) | None => return Err(field("metadata.name", "is missing".to_owned())),
+        Some(_) => return Err(field("metadata.name", "must be a text; put it in quotes".to_owned())),
+    };
+    if name.contains('/') || name.contains('%') || name == "." || name == ".." {
+        return Err(field("metadata.name", format!("\"{name}\" is not a name")));
+    }
+    let namespace = match metadata.get("namespace") {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(namespace)) if is_label(namespace) => namespace.clone(),
+        Some(Value::String(namespace)) => {
+            return Err(field(
+                "metadata.namespace",
+                format!("\"{namespace}\" is not a namespace's name (letters a-z, digits and dashes)"),
+            ));
+        }
+        Some(_) => return Err(field("metadata.namespace", "must be a text; put it in quotes".to_owned())),
+    };
+    if namespace.is_empty() {
+        metadata.remove("namespace");
+    }
+    for ours in ["uid", "resourceVersion", "managedFields"] {
+        if metadata.get(ours).is_some_and(|value| !value.is_null()) {
+            return Err(field(
+                &format!("metadata.{ours}"),
+                "belongs to one object in one cluster; remove it from the manifest".to_owned(),
+            ));
+        }
+        metadata.remove(ours);
+    }
+    match metadata.get_mut("annotations") {
+        None | Some(Value::Null) => {
+            metadata.remove("annotations");
+        }
+        Some(Value::Object(annotations)) => {
+            // `deploy-repo` on a Rollout is a person's word on where it is recorded, but only where nobody
+            // applies it; here the DeployRepo that reads it is the answer.
+            for ours in [names::SOURCE_COMMIT, names::SOURCE_DIGEST, names::DEPLOY_REPO] {
+                annotations.remove(ours);
+            }
+        }
+        Some(_) => return Err(field("metadata.annotations", "must be a mapping of texts".to_owned())),
+    }
+    Ok((name, namespace))
+}
+
+/// A DNS label: what a namespace's name must be. Anything else could leave its place in a request's path.
+fn is_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+/// The (stable, canary) pairs of Services between which Rollouts split traffic, by namespace and without
+/// doubles: their weights in a route, and the revision that they select, belong to the Rollout and not to git.
+pub fn steered_pairs<'a>(rollouts: impl IntoIterator<Item = &'a Value>) -> Vec<(String, String)> {
+    let mut seen = HashSet::new();
+    let pairs = rollouts.into_iter().filter_map(|rollout| {
+        let canary = rollout.pointer("/spec/strategy/canary")?;
+        Some((canary.get("stableService")?.as_str()?.to_owned(), canary.get("canaryService")?.as_str()?.to_owned()))
+    });
+    pairs.filter(|pair| seen.insert(pair.clone())).collect()
+}
