@@ -3,7 +3,9 @@
 //! Data flows one way: [`watch`] feeds the [`index`], `observe` makes a snapshot of it, and [`write`] carries
 //! out one effect with a precondition and feeds the answer back. Nothing in here decides.
 
+pub mod apply;
 pub mod client;
+pub mod discovery;
 pub mod index;
 pub mod kinds;
 pub mod lease;

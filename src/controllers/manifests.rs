@@ -13,7 +13,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
 };
 
@@ -53,7 +53,7 @@ impl fmt::Display for Place {
 
 /// What makes an object one and the same: not its version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity {
+pub struct ObjectId {
     /// The API group; empty for the core group.
     pub group: String,
     /// The kind.
@@ -64,7 +64,7 @@ pub struct Identity {
     pub name: String,
 }
 
-impl Identity {
+impl ObjectId {
     /// From an `apiVersion` instead of a group.
     pub fn new(api_version: &str, kind: &str, namespace: &str, name: &str) -> Self {
         Self {
@@ -76,7 +76,7 @@ impl Identity {
     }
 }
 
-impl fmt::Display for Identity {
+impl fmt::Display for ObjectId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.namespace.as_str() {
             "" => write!(formatter, "{} {}", self.kind, self.name),
@@ -112,14 +112,14 @@ pub struct Manifest {
 
 impl Manifest {
     /// What it is, whatever its version.
-    pub fn identity(&self) -> Identity {
-        Identity::new(&self.api_version, &self.kind, &self.namespace, &self.name)
+    pub fn id(&self) -> ObjectId {
+        ObjectId::new(&self.api_version, &self.kind, &self.namespace, &self.name)
     }
 }
 
 impl fmt::Display for Manifest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} ({})", self.place, self.identity())
+        write!(formatter, "{} ({})", self.place, self.id())
     }
 }
 
@@ -166,7 +166,7 @@ pub enum ManifestError {
         /// The second one.
         second: Place,
         /// The object.
-        identity: Identity,
+        identity: ObjectId,
     },
     /// A kind the cluster does not know.
     #[error(
@@ -177,7 +177,7 @@ pub enum ManifestError {
         /// The document.
         place: Place,
         /// The object.
-        identity: Identity,
+        identity: ObjectId,
         /// Its `apiVersion`.
         api_version: String,
     },
@@ -187,7 +187,7 @@ pub enum ManifestError {
         /// The document.
         place: Place,
         /// The object.
-        identity: Identity,
+        identity: ObjectId,
         /// Why, and what to do.
         cure: String,
     },
@@ -293,11 +293,11 @@ pub fn assign_namespaces(
 ) -> Result<Vec<Manifest>, Vec<ManifestError>> {
     let mut errors = Vec::new();
     let mut placed = Vec::with_capacity(manifests.len());
-    let mut seen: HashMap<Identity, Place> = HashMap::with_capacity(manifests.len());
+    let mut seen: HashMap<ObjectId, Place> = HashMap::with_capacity(manifests.len());
     for mut manifest in manifests {
         let Some(scope) = scope_of(&manifest.api_version, &manifest.kind) else {
             errors.push(ManifestError::UnknownKind {
-                identity: manifest.identity(),
+                identity: manifest.id(),
                 place: manifest.place,
                 api_version: manifest.api_version,
             });
@@ -322,10 +322,10 @@ pub fn assign_namespaces(
             Scope::Cluster | Scope::Namespaced => {}
         }
         if let Some(cure) = permission.refusal(&manifest, scope) {
-            errors.push(ManifestError::NotAllowed { identity: manifest.identity(), place: manifest.place, cure });
+            errors.push(ManifestError::NotAllowed { identity: manifest.id(), place: manifest.place, cure });
             continue;
         }
-        let identity = manifest.identity();
+        let identity = manifest.id();
         if let Some(first) = seen.get(&identity) {
             errors.push(ManifestError::Duplicate { first: first.clone(), second: manifest.place, identity });
             continue;
@@ -723,15 +723,4 @@ fn read_metadata(
 fn is_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
-}
-
-/// The (stable, canary) pairs of Services between which Rollouts split traffic, by namespace and without
-/// doubles: their weights in a route, and the revision that they select, belong to the Rollout and not to git.
-pub fn steered_pairs<'a>(rollouts: impl IntoIterator<Item = &'a Value>) -> Vec<(String, String)> {
-    let mut seen = HashSet::new();
-    let pairs = rollouts.into_iter().filter_map(|rollout| {
-        let canary = rollout.pointer("/spec/strategy/canary")?;
-        Some((canary.get("stableService")?.as_str()?.to_owned(), canary.get("canaryService")?.as_str()?.to_owned()))
-    });
-    pairs.filter(|pair| seen.insert(pair.clone())).collect()
 }
