@@ -724,3 +724,284 @@ fn is_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(file: &str, text: &str) -> Result<Vec<Manifest>, Vec<ManifestError>> {
+        parse([(file, text.as_bytes())])
+    }
+
+    fn fault(file: &str, text: &str) -> String {
+        let errors = read(file, text).expect_err("must be refused");
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        errors[0].to_string()
+    }
+
+    fn config_map(name: &str) -> String {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\n")
+    }
+
+    fn names(manifests: &[Manifest]) -> Vec<String> {
+        manifests.iter().map(|manifest| format!("{} {}", manifest.place, manifest.name)).collect()
+    }
+
+    fn tenant() -> Permission {
+        Permission { own: "shop".into(), listed: Vec::new(), in_operator_namespace: false }
+    }
+
+    fn platform() -> Permission {
+        Permission { own: "sluice-system".into(), listed: vec!["shop".into()], in_operator_namespace: true }
+    }
+
+    fn core_scope(_: &str, kind: &str) -> Option<Scope> {
+        match kind {
+            "ConfigMap" | "Deployment" | "Rollout" => Some(Scope::Namespaced),
+            "Namespace" | "ClusterRole" | "ClusterAnalysisTemplate" => Some(Scope::Cluster),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_stream_as_tools_pipe_it() {
+        // Comment before the first marker, trailing spaces and a comment at markers, empty and comment-only
+        // documents, Windows line ends, an end marker, no line break at the end.
+        let stream = format!(
+            "# generated\n---   \n{}---\n---\n# nothing here\n--- # the second\n{}...\n---\r\n{}",
+            config_map("one"),
+            config_map("two").replace('\n', "\r\n"),
+            config_map("three").trim_end()
+        );
+        let manifests = read("all.yaml", &stream).unwrap();
+        assert_eq!(
+            names(&manifests),
+            ["all.yaml, document 1 one", "all.yaml, document 4 two", "all.yaml, document 5 three"]
+        );
+        assert_eq!(manifests[1].place.line, 10);
+        assert_eq!(read("empty.yaml", "").unwrap(), []);
+        assert_eq!(read("empty.yaml", "---\n...\n%YAML 1.2\n---\n\n# x\n").unwrap(), []);
+    }
+
+    #[test]
+    fn what_stands_before_the_first_marker_is_a_document_only_when_it_holds_something() {
+        let with = format!("{}---\n{}", config_map("one"), config_map("two"));
+        assert_eq!(names(&read("a.yaml", &with).unwrap()), ["a.yaml, document 1 one", "a.yaml, document 2 two"]);
+        let bom = format!("\u{feff}---\n{}", config_map("one"));
+        assert_eq!(names(&read("a.yaml", &bom).unwrap()), ["a.yaml, document 1 one"]);
+    }
+
+    #[test]
+    fn three_dashes_inside_a_text_do_not_end_it() {
+        let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  b: |\n    x\n    ---\n    y\n  c: ----\n";
+        let manifests = read("a.yaml", text).unwrap();
+        assert_eq!(manifests[0].object["data"]["b"], "x\n---\ny\n");
+        assert_eq!(manifests[0].object["data"]["c"], "----");
+    }
+
+    #[test]
+    fn every_fault_is_told_with_file_document_and_line_and_hides_no_other() {
+        let stream = format!(
+            "{}---\nkind: ConfigMap\nmetadata:\n\tname: tabbed\n---\n{}---\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n  name: b\n---\napiVersion: v1\nkind: [\n",
+            config_map("one"),
+            config_map("two")
+        );
+        let errors = read("deploy/web.yaml", &stream).unwrap_err();
+        let messages: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(messages.len(), 3, "{messages:#?}");
+        assert!(messages[0].starts_with("deploy/web.yaml, document 2: line 8, "), "{}", messages[0]);
+        assert!(messages[1].starts_with("deploy/web.yaml, document 4: line 19, "), "{}", messages[1]);
+        assert!(messages[1].contains("duplicate") && messages[1].contains("name"), "{}", messages[1]);
+        assert!(messages[2].starts_with("deploy/web.yaml, document 5: line "), "{}", messages[2]);
+    }
+
+    #[test]
+    fn scalars_mean_what_they_mean_to_kubectl() {
+        let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {mode: 0644, hex: 0x1F, port: 8080, \
+                    on: yes, half: 0.5, text: '0644', none: ~, version: 1.10.0, big: 18446744073709551615}\n";
+        let data = read("a.yaml", text).unwrap().remove(0).object["data"].clone();
+        assert_eq!(
+            data,
+            serde_json::json!({"mode": 420, "hex": 31, "port": 8080, "half": 0.5, "text": "0644",
+                "none": null, "on": true, "version": "1.10.0", "big": 18_446_744_073_709_551_615_u64}),
+        );
+    }
+
+    #[test]
+    fn anchors_and_merges_work_and_alias_bombs_do_not() {
+        let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  base: &base {x: '1'}\n  more:\n    <<: *base\n    y: '2'\n";
+        let object = read("a.yaml", text).unwrap().remove(0).object;
+        assert_eq!(object["data"]["more"], serde_json::json!({"x": "1", "y": "2"}));
+        let mut bomb = String::from("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nl0: &l0 [x,x,x,x,x,x,x,x,x,x]\n");
+        for level in 1..12 {
+            let before = format!("*l{},", level - 1).repeat(10);
+            bomb.push_str(&format!("l{level}: &l{level} [{}]\n", before.trim_end_matches(',')));
+        }
+        let begun = std::time::Instant::now();
+        assert!(fault("bomb.yaml", &bomb).starts_with("bomb.yaml, document 1: "));
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5));
+        let deep = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\nx: {}", "[".repeat(10_000));
+        assert!(fault("deep.yaml", &deep).starts_with("deep.yaml, document 1: "));
+    }
+
+    #[test]
+    fn lists_are_their_items() {
+        let text = format!(
+            "apiVersion: v1\nkind: List\nitems:\n- {}\n- apiVersion: v1\n  kind: ConfigMapList\n  items:\n  - {}\n",
+            config_map("one").trim_end().replace('\n', "\n  "),
+            config_map("two").trim_end().replace('\n', "\n    ")
+        );
+        let manifests = read("list.yaml", &text).unwrap();
+        assert_eq!(names(&manifests), ["list.yaml, document 1 one", "list.yaml, document 1 two"]);
+        assert_eq!(read("a.yaml", "apiVersion: v1\nkind: List\nitems: []\n").unwrap(), []);
+        assert_eq!(
+            fault("a.yaml", "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: ConfigMap\n  metadata: {}\n"),
+            "a.yaml, document 1: items[0].metadata.name: is missing"
+        );
+        assert_eq!(
+            fault("a.yaml", "apiVersion: v1\nkind: List\nitems: [7]\n"),
+            "a.yaml, document 1: items[0] is not a Kubernetes object (a mapping with apiVersion and kind)"
+        );
+    }
+
+    #[test]
+    fn json_files_are_read_as_strictly() {
+        let one = r#"{"apiVersion": "v1", "kind": "ConfigMap",
+	"metadata": {"name": "one"}, "data": {"smile": "\ud83d\ude00\/"}}"#;
+        let manifests = read("a.json", &format!("{one}\n\n{}", one.replace("one", "two"))).unwrap();
+        assert_eq!(names(&manifests), ["a.json, document 1 one", "a.json, document 2 two"]);
+        assert_eq!(manifests[0].object["data"]["smile"], "😀/");
+        assert_eq!(manifests[1].place.line, 4);
+        let twice = fault("a.json", r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "name": "b"}}"#);
+        assert!(twice.contains("duplicate key \"name\" at line 1"), "{twice}");
+        assert!(fault("a.json", "{\n\"a\": }").contains("line 2"));
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_refused_by_name() {
+        assert_eq!(
+            fault("values.yaml", "replicas: 3\n"),
+            "values.yaml, document 1: apiVersion: is missing, so this is no Kubernetes object; move files that are none \
+             out of the synced folder"
+        );
+        assert!(fault("a.yaml", "just text\n").starts_with("a.yaml, document 1: is not a Kubernetes object"));
+        assert!(fault("a.yaml", "- 1\n").starts_with("a.yaml, document 1: is not a Kubernetes object"));
+        for file in ["deploy/kustomization.yaml", "kustomization.yml", "x/Kustomization"] {
+            assert!(fault(file, "resources: [a.yaml]\n").starts_with(&format!("{file}: a kustomization is not rendered")));
+        }
+        let renamed = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Component\n";
+        assert!(fault("k.yaml", renamed).starts_with("k.yaml: a kustomization is not rendered"));
+        assert!(fault("Chart.yaml", "apiVersion: v2\nname: x\n").contains("a Helm chart is not rendered"));
+        assert_eq!(parse([("a.yaml", &b"a: \xff\xfe"[..])]).unwrap_err()[0].to_string(), "a.yaml: is not UTF-8 text");
+        // Neither read nor refused.
+        for file in ["README.md", ".github/workflows/ci.yaml", "deploy/.sops.yaml", "script.sh", "Makefile"] {
+            assert_eq!(read(file, ": not: [ a manifest").unwrap(), [], "{file}");
+        }
+    }
+
+    #[test]
+    fn metadata_that_cannot_be_applied_names_the_field() {
+        let of = |metadata: &str| fault("a.yaml", &format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {metadata}\n"));
+        for (metadata, expected) in [
+            ("{}", "metadata.name: is missing"),
+            ("[]", "metadata: must be a mapping"),
+            ("{name: 7}", "metadata.name: must be a text; put it in quotes"),
+            ("{name: ../../secrets/x}", "metadata.name: \"../../secrets/x\" is not a name"),
+            ("{generateName: a-}", "metadata.generateName: would create a new object at every look"),
+            ("{name: a, namespace: 7}", "metadata.namespace: must be a text"),
+            ("{name: a, namespace: ../kube-system}", "metadata.namespace: \"../kube-system\" is not a namespace's name"),
+            ("{name: a, resourceVersion: '7'}", "metadata.resourceVersion: belongs to one object in one cluster"),
+            ("{name: a, uid: x}", "metadata.uid: belongs to one object in one cluster"),
+            ("{name: a, annotations: [x]}", "metadata.annotations: must be a mapping of texts"),
+        ] {
+            let message = of(metadata);
+            assert!(message.starts_with(&format!("a.yaml, document 1: {expected}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_digest_is_of_the_declaration_and_not_of_its_spelling_or_our_stamps() {
+        let digest = |text: &str| read("a.yaml", text).unwrap().remove(0).digest;
+        let plain = digest("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata: {x: '1', y: '2'}\n");
+        assert_eq!(plain, digest("# hello\nkind: ConfigMap\ndata:\n  y: \"2\"\n  x: '1'\nmetadata: {name: a}\napiVersion: v1\n"));
+        assert_ne!(plain, digest("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata: {x: '1', y: '3'}\n"));
+        let copied = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n  annotations:\n    team: shop\n    \
+                      sluice.dev/source-commit: abc\n    sluice.dev/source-digest: def\n    sluice.dev/deploy-repo: a/b\n";
+        let manifest = read("a.yaml", copied).unwrap().remove(0);
+        assert_eq!(manifest.object["metadata"]["annotations"], serde_json::json!({"team": "shop"}));
+    }
+
+    #[test]
+    fn objects_without_a_namespace_go_where_the_deploy_repo_is() {
+        let manifests = read("a.yaml", &config_map("a")).unwrap();
+        let placed = assign_namespaces(manifests, &tenant(), core_scope).unwrap();
+        assert_eq!(placed[0].namespace, "shop");
+        assert_eq!(placed[0].object["metadata"]["namespace"], "shop");
+        assert_eq!(placed[0].digest, digest(&placed[0].object));
+    }
+
+    #[test]
+    fn the_same_object_twice_names_both_places() {
+        let spelled = config_map("a") + "  namespace: shop\n";
+        let files = [("b.yaml", config_map("a")), ("a.yaml", format!("# x\n---\n{spelled}"))];
+        let manifests = parse(files.iter().map(|(file, text)| (*file, text.as_bytes()))).unwrap();
+        let errors = assign_namespaces(manifests, &tenant(), core_scope).unwrap_err();
+        assert_eq!(
+            errors[0].to_string(),
+            "b.yaml, document 1: ConfigMap shop/a is declared a second time; the first is in a.yaml, document 1 (line 2)"
+        );
+    }
+
+    #[test]
+    fn objects_elsewhere_are_refused_with_the_cure() {
+        let refused = |text: &str, permission: &Permission| {
+            let errors = assign_namespaces(read("a.yaml", text).unwrap(), permission, core_scope).unwrap_err();
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
+        let elsewhere = config_map("a") + "  namespace: kube-system\n";
+        let message = refused(&elsewhere, &tenant());
+        assert!(
+            message.starts_with("a.yaml, document 1 (ConfigMap kube-system/a): a DeployRepo in namespace shop manages that")
+                && message.contains("correct metadata.namespace"),
+            "{message}"
+        );
+        assert!(refused(&elsewhere, &platform()).contains("add it to spec.namespaces"));
+        let role = "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: a}\n";
+        assert!(refused(role, &tenant()).contains("(ClusterRole a): ClusterRole is cluster-scoped"));
+        let ours = "apiVersion: sluice.dev/v1alpha1\nkind: ClusterAnalysisTemplate\nmetadata: {name: a}\n";
+        assert!(refused(ours, &tenant()).contains("only a DeployRepo in the operator's namespace"));
+        let namespace = |name: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n");
+        assert!(refused(&namespace("shop"), &tenant()).contains("cluster-scoped"));
+        assert!(refused(&namespace("kube-system"), &platform()).contains("add it to spec.namespaces"));
+        assert!(refused("apiVersion: example.org/v1\nkind: Widget\nmetadata: {name: a}\n", &platform()).contains(
+            "(Widget a): the cluster has no kind Widget in example.org/v1; install its CustomResourceDefinition"
+        ));
+        assert!(refused("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, namespace: shop}\n", &platform())
+            .contains("metadata.namespace: Namespace is cluster-scoped"));
+        for allowed in [
+            config_map("a") + "  namespace: shop\n",
+            config_map("a"),
+            namespace("shop"),
+            role.to_owned(),
+            ours.to_owned(),
+        ] {
+            let manifests = read("a.yaml", &allowed).unwrap();
+            assert!(assign_namespaces(manifests, &platform(), core_scope).is_ok(), "{allowed}");
+        }
+    }
+
+    #[test]
+    fn a_definition_brings_its_kinds_along() {
+        let text = "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: widgets.example.org}\n\
+                    spec:\n  group: example.org\n  scope: Namespaced\n  names: {kind: Widget}\n  versions: [{name: v1}, {name: v2}]\n";
+        let scopes = declared_scopes(&read("crd.yaml", text).unwrap());
+        assert_eq!(scopes.get(&("example.org/v2".to_owned(), "Widget".to_owned())), Some(&Scope::Namespaced));
+        assert_eq!(scopes.len(), 2);
+    }
+
+    #[test]
+    fn more_objects_than_a_status_can_hold_are_refused() {
+        let stream: String = (0..=MAX_OBJECTS).map(|index| format!("---\n{}", config_map(&format!("c{index}")))).collect();
+        assert!(fault("many.yaml", &stream).contains("at most 3000"));
+    }
+}

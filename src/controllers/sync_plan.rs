@@ -414,3 +414,302 @@ fn names_it(value: &Value, places: &[(&str, &str)], name: &str) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const OWNER: &str = "shop/web";
+    const HEAD: &str = "c2";
+
+    fn manifest(kind: &str, name: &str, content: &str) -> Manifest {
+        let api_version = match kind {
+            "Rollout" => "sluice.dev/v1alpha1",
+            "Deployment" => "apps/v1",
+            "CustomResourceDefinition" => "apiextensions.k8s.io/v1",
+            _ => "v1",
+        };
+        let namespace = if kind == "Namespace" || kind == "CustomResourceDefinition" { "" } else { "shop" };
+        let object = json!({"apiVersion": api_version, "kind": kind,
+            "metadata": {"name": name, "namespace": namespace, "annotations": {"team": "a"}}, "content": content});
+        Manifest {
+            digest: manifests::digest(&object),
+            object,
+            api_version: api_version.into(),
+            kind: kind.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            place: manifests::Place { file: "a.yaml".into(), document: 1, line: 1 },
+        }
+    }
+
+    /// What the inventory says of a manifest that was applied with commit `c1`.
+    fn entry(manifest: &Manifest) -> InventoryEntry {
+        record(manifest, "c1".into())
+    }
+
+    /// What the cluster holds of a manifest that was applied with commit `c1`.
+    fn live(manifest: &Manifest) -> (ObjectId, Seen) {
+        let annotations = [
+            (names::SOURCE_COMMIT, "c1"),
+            (names::SOURCE_DIGEST, manifest.digest.as_str()),
+            (names::DEPLOY_REPO, OWNER),
+        ];
+        let annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let live = Live { uid: "u1".into(), resource_version: "7".into(), deleting: false, annotations };
+        (manifest.id(), Seen::Present(live))
+    }
+
+    fn annotated(seen: (ObjectId, Seen), key: &str, value: &str) -> (ObjectId, Seen) {
+        let Seen::Present(mut live) = seen.1 else { panic!("not present") };
+        live.annotations.insert(key.into(), value.into());
+        (seen.0, Seen::Present(live))
+    }
+
+    fn situation<'a>(
+        inventory: &'a [InventoryEntry],
+        manifests: &'a [Manifest],
+        live: &'a HashMap<ObjectId, Seen>,
+    ) -> Situation<'a> {
+        Situation { inventory, manifests, live, commit: HEAD, owner: OWNER, prune: true }
+    }
+
+    fn applied(plan: &SyncPlan<'_>) -> Vec<(String, Cause, String)> {
+        plan.apply.iter().map(|p| (p.manifest.name.clone(), p.cause, p.commit.clone())).collect()
+    }
+
+    fn removed<'a>(plan: &'a SyncPlan<'a>) -> Vec<&'a str> {
+        plan.delete.iter().map(|deletion| deletion.entry.name.as_str()).collect()
+    }
+
+    fn kept<'a>(plan: &'a SyncPlan<'a>) -> Vec<&'a str> {
+        plan.retained.iter().map(|entry| entry.name.as_str()).collect()
+    }
+
+    #[test]
+    fn nothing_changed_is_nothing_to_write_and_keeps_the_commit() {
+        let manifests = [manifest("ConfigMap", "a", "1")];
+        let inventory = [entry(&manifests[0])];
+        let seen = [live(&manifests[0])].into();
+        let plan = plan_sync(&situation(&inventory, &manifests, &seen), |_| false);
+        assert_eq!((applied(&plan), removed(&plan)), (vec![], vec![]));
+        assert_eq!(plan.inventory_after(), inventory);
+        assert_eq!(plan.inventory_ahead(&inventory), None);
+    }
+
+    #[test]
+    fn a_changed_declaration_carries_the_commit_that_changed_it() {
+        let old = manifest("ConfigMap", "a", "1");
+        let manifests = [manifest("ConfigMap", "a", "2"), manifest("ConfigMap", "b", "1")];
+        let inventory = [entry(&old)];
+        let seen = [live(&old), (manifests[1].id(), Seen::Absent)].into();
+        let plan = plan_sync(&situation(&inventory, &manifests, &seen), |_| false);
+        assert_eq!(
+            applied(&plan),
+            [("a".into(), Cause::Changed, HEAD.into()), ("b".into(), Cause::New, HEAD.into())]
+        );
+        let object = plan.apply[0].stamped(OWNER);
+        assert_eq!(
+            object["metadata"]["annotations"],
+            json!({"team": "a", "sluice.dev/source-commit": HEAD, "sluice.dev/source-digest": manifests[0].digest,
+                "sluice.dev/deploy-repo": OWNER})
+        );
+        // A new object is written down before it is made, without a digest; the old one keeps its own.
+        let ahead = plan.inventory_ahead(&inventory).unwrap();
+        assert_eq!(ahead.iter().map(|e| (e.name.as_str(), e.digest.as_str())).collect::<Vec<_>>(), [
+            ("a", old.digest.as_str()),
+            ("b", "")
+        ]);
+        // After a crash it is still new.
+        let again = plan_sync(&situation(&ahead, &manifests, &seen), |_| false);
+        assert_eq!(applied(&again)[1], ("b".into(), Cause::New, HEAD.into()));
+        assert_eq!(again.inventory_ahead(&ahead), None);
+    }
+
+    #[test]
+    fn what_is_gone_or_overwritten_comes_back_with_its_old_commit() {
+        let manifests = [manifest("ConfigMap", "gone", "1"), manifest("ConfigMap", "other", "1")];
+        let inventory = manifests.each_ref().map(entry);
+        let other = annotated(live(&manifests[1]), names::SOURCE_DIGEST, "something else");
+        let seen = [(manifests[0].id(), Seen::Absent), other].into();
+        let plan = plan_sync(&situation(&inventory, &manifests, &seen), |_| false);
+        assert_eq!(
+            applied(&plan),
+            [("gone".into(), Cause::Missing, "c1".into()), ("other".into(), Cause::Overwritten, "c1".into())]
+        );
+    }
+
+    #[test]
+    fn a_lost_inventory_is_read_back_from_the_objects() {
+        let manifests = [manifest("ConfigMap", "a", "1")];
+        let seen = [live(&manifests[0])].into();
+        let plan = plan_sync(&situation(&[], &manifests, &seen), |_| false);
+        assert_eq!(applied(&plan), []);
+        assert_eq!(plan.inventory_after(), [entry(&manifests[0])]);
+    }
+
+    #[test]
+    fn what_may_not_be_looked_at_is_judged_by_the_inventory() {
+        let manifests = [manifest("Secret", "same", "1"), manifest("Secret", "new", "1")];
+        let inventory = [entry(&manifests[0]), entry(&manifest("Secret", "left", "1"))];
+        let nothing = HashMap::new();
+        let plan = plan_sync(&situation(&inventory, &manifests, &nothing), |_| false);
+        assert_eq!(applied(&plan), [("new".into(), Cause::New, HEAD.into())]);
+        assert_eq!((removed(&plan), kept(&plan)), (vec![], vec!["left"]));
+    }
+
+    #[test]
+    fn what_is_needed_comes_first_and_rollouts_last() {
+        let manifests = ["Rollout", "Deployment", "Secret", "Service", "CustomResourceDefinition", "Namespace"]
+            .map(|kind| manifest(kind, kind, "1"));
+        let seen = manifests.iter().map(|manifest| (manifest.id(), Seen::Absent)).collect();
+        let plan = plan_sync(&situation(&[], &manifests, &seen), |_| false);
+        let order: Vec<&str> = plan.apply.iter().map(|planned| planned.manifest.kind.as_str()).collect();
+        assert_eq!(order, ["Namespace", "CustomResourceDefinition", "Secret", "Deployment", "Service", "Rollout"]);
+        assert!(plan.apply[1].is_prerequisite() && !plan.apply[2].is_prerequisite());
+    }
+
+    #[test]
+    fn what_left_is_pruned_as_it_was_seen_with_every_guard() {
+        let stays = [manifest("ConfigMap", "stays", "1")];
+        let left = ["rollout", "plain", "disabled", "foreign", "unmarked", "absent", "used", "deleting"]
+            .map(|name| manifest(if name == "rollout" { "Rollout" } else { "ConfigMap" }, name, "1"));
+        let big = [manifest("Namespace", "shop", "1"), manifest("CustomResourceDefinition", "crd", "1")];
+        let inventory: Vec<_> = stays.iter().chain(&left).chain(&big).map(entry).collect();
+        let mut seen: HashMap<_, _> = stays.iter().chain(&left).chain(&big).map(live).collect();
+        seen.extend([
+            annotated(live(&left[2]), "sluice.dev/prune", "disabled"),
+            annotated(live(&left[3]), names::DEPLOY_REPO, "other/repo"),
+            (left[5].id(), Seen::Absent),
+        ]);
+        if let Some(Seen::Present(live)) = seen.get_mut(&left[4].id()) {
+            live.annotations.clear();
+        }
+        if let Some(Seen::Present(live)) = seen.get_mut(&left[7].id()) {
+            live.deleting = true;
+        }
+        let used = |entry: &InventoryEntry| entry.name == "used";
+        let situation = situation(&inventory, &stays, &seen);
+        let plan = plan_sync(&situation, used);
+        assert_eq!(removed(&plan), ["rollout", "plain"]);
+        assert_eq!((plan.delete[0].uid.as_str(), plan.delete[0].resource_version.as_str()), ("u1", "7"));
+        assert_eq!(kept(&plan), ["crd", "deleting", "disabled", "used", "shop"]);
+        // What is kept stays on the books; what is gone or somebody else's does not.
+        let after = plan.inventory_after();
+        let after: Vec<&str> = after.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(after, ["crd", "deleting", "disabled", "stays", "used", "shop"]);
+
+        let plan = plan_sync(&Situation { prune: false, ..situation }, used);
+        assert_eq!(removed(&plan), Vec::<&str>::new());
+        assert!(kept(&plan).contains(&"plain"));
+        // An empty source prunes nothing.
+        let plan = plan_sync(&Situation { inventory: &inventory, manifests: &[], live: &seen, ..situation }, |_| false);
+        assert_eq!(removed(&plan), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_new_api_version_is_the_same_object() {
+        let mut newer = manifest("Deployment", "a", "1");
+        let inventory = [entry(&newer)];
+        newer.api_version = "apps/v2".into();
+        let seen = [live(&newer)].into();
+        let manifests = [newer];
+        let plan = plan_sync(&situation(&inventory, &manifests, &seen), |_| false);
+        assert_eq!(removed(&plan), Vec::<&str>::new());
+        assert_eq!(plan.inventory_after()[0].api_version, "apps/v2");
+    }
+
+    #[test]
+    fn an_object_of_another_deploy_repo_is_contested() {
+        let manifests = [manifest("ConfigMap", "a", "1")];
+        let seen = [annotated(live(&manifests[0]), names::DEPLOY_REPO, "other/repo")].into();
+        let plan = plan_sync(&situation(&[], &manifests, &seen), |_| false);
+        assert_eq!(plan.contested[0].owner, "other/repo");
+        assert_eq!(applied(&plan), [("a".into(), Cause::New, HEAD.into())], "taken over when the other is gone");
+    }
+
+    fn steered() -> Steered {
+        let mut steered = Steered::default();
+        steered.add(&json!({"canary": {"stableService": "web-stable", "canaryService": "web-canary"}}));
+        steered.add(&json!({"canary": {"stableService": "web-stable", "canaryService": "web-canary"}}));
+        steered.add(&json!({"blueGreen": {"activeService": "api"}}));
+        steered
+    }
+
+    #[test]
+    fn traffic_that_a_rollout_moves_is_not_moved_by_a_commit() {
+        assert_eq!(steered().pairs, [("web-stable".to_owned(), "web-canary".to_owned())]);
+        assert_eq!(steered().services.iter().collect::<Vec<_>>(), ["api", "web-canary", "web-stable"]);
+        let route = |stable: i32, canary: i32, timeout: &str| {
+            json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+                "metadata": {"name": "web", "namespace": "shop"},
+                "spec": {"rules": [{"timeouts": {"request": timeout}, "backendRefs": [
+                    {"name": "web-stable", "port": 80, "weight": stable},
+                    {"name": "web-canary", "port": 80, "weight": canary}]}]}})
+        };
+        let mut desired = route(100, 0, "5s");
+        assert!(carry_over(&route(80, 20, "1s"), &mut desired, &steered()));
+        assert_eq!(desired, route(80, 20, "5s"));
+
+        let service = |name: &str, selector: Value| {
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
+                "spec": {"selector": selector}})
+        };
+        let moved = json!({"app": "web", "sluice.dev/revision": "abc"});
+        let mut desired = service("web-stable", json!({"app": "shop"}));
+        assert!(carry_over(&service("web-stable", moved.clone()), &mut desired, &steered()));
+        assert_eq!(desired["spec"]["selector"], json!({"app": "shop", "sluice.dev/revision": "abc"}));
+        // A Service that no Rollout names (any more) is git's alone.
+        let mut desired = service("plain", json!({"app": "shop"}));
+        assert!(!carry_over(&service("plain", moved), &mut desired, &steered()));
+        assert_eq!(desired["spec"]["selector"], json!({"app": "shop"}));
+    }
+
+    #[test]
+    fn replicas_that_leave_git_are_left_alone() {
+        let live = |manager: &str| {
+            json!({"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "metadata": {"name": "web",
+                "managedFields": [{"manager": manager, "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}]},
+                "spec": {"replicas": 7}})
+        };
+        let rollout = |spec: Value| json!({"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "spec": spec});
+        let mut desired = rollout(json!({"paused": true}));
+        assert!(carry_over(&live(names::SYNC_FIELD_MANAGER), &mut desired, &Steered::default()));
+        assert_eq!(desired["spec"], json!({"paused": true, "replicas": 7}));
+        // Never ours: nothing to hold, so that an autoscaler stays the only one who owns it.
+        let mut desired = rollout(json!({"paused": true}));
+        carry_over(&live("autoscaler"), &mut desired, &Steered::default());
+        assert_eq!(desired["spec"], json!({"paused": true}));
+        // Git has a word: it counts.
+        let mut desired = rollout(json!({"replicas": 3}));
+        carry_over(&live(names::SYNC_FIELD_MANAGER), &mut desired, &Steered::default());
+        assert_eq!(desired["spec"], json!({"replicas": 3}));
+    }
+
+    #[test]
+    fn configuration_of_a_living_revision_is_found_in_its_template() {
+        let template = json!({"spec": {"serviceAccountName": "runner", "imagePullSecrets": [{"name": "pull"}],
+            "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "env-key", "key": "k"}}}],
+                "envFrom": [{"configMapRef": {"name": "env-all"}}]}],
+            "volumes": [{"configMap": {"name": "vol"}}, {"secret": {"secretName": "vol-secret"}},
+                {"projected": {"sources": [{"secret": {"name": "projected"}}]}},
+                {"persistentVolumeClaim": {"claimName": "disk"}}]}});
+        let needs = |kind: &str, name: &str| is_needed_by(&entry(&manifest(kind, name, "1")), &template);
+        for (kind, name) in [
+            ("ConfigMap", "env-all"),
+            ("ConfigMap", "vol"),
+            ("Secret", "pull"),
+            ("Secret", "env-key"),
+            ("Secret", "vol-secret"),
+            ("Secret", "projected"),
+            ("PersistentVolumeClaim", "disk"),
+            ("ServiceAccount", "runner"),
+        ] {
+            assert!(needs(kind, name), "{kind} {name}");
+        }
+        for (kind, name) in [("ConfigMap", "pull"), ("Secret", "vol"), ("ConfigMap", "k"), ("Service", "runner")] {
+            assert!(!needs(kind, name), "{kind} {name}");
+        }
+    }
+}
