@@ -11,11 +11,7 @@
 //! - A kustomization and a Helm chart are refused by name: they are not rendered, and applying their pieces
 //!   unrendered would be wrong.
 
-use std::{
-    borrow::Cow,
-    collections::HashMap,
-    fmt,
-};
+use std::{borrow::Cow, collections::HashMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -259,9 +255,7 @@ impl Permission {
 }
 
 /// Reads all files. All faults of all files are reported, so that one commit can mend them.
-pub fn parse<'a>(
-    files: impl IntoIterator<Item = (&'a str, &'a [u8])>,
-) -> Result<Vec<Manifest>, Vec<ManifestError>> {
+pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Vec<Manifest>, Vec<ManifestError>> {
     let mut manifests = Vec::new();
     let mut errors = Vec::new();
     let mut files: Vec<_> = files.into_iter().collect();
@@ -482,9 +476,7 @@ fn yaml_document(chunk: &str, lines_before: usize) -> Result<Option<Value>, Stri
             1 => Ok(values.pop()),
             _ => Err("begins a second document without `---`".to_owned()),
         },
-        Err(error) => {
-            Err(error.render_with_formatter(&serde_saphyr::UserMessageFormatter.with_localizer(&lines)))
-        }
+        Err(error) => Err(error.render_with_formatter(&serde_saphyr::UserMessageFormatter.with_localizer(&lines))),
     }
 }
 
@@ -638,21 +630,16 @@ fn collect_list(
     manifests: &mut Vec<Manifest>,
 ) -> Result<(), ManifestError> {
     let refuse = |message: &str| {
-        Err(ManifestError::Field {
-            place: place.clone(),
-            field: format!("{path}items"),
-            message: message.to_owned(),
-        })
+        Err(ManifestError::Field { place: place.clone(), field: format!("{path}items"), message: message.to_owned() })
     };
     if depth == MAX_LIST_DEPTH {
         return refuse("lists are nested too deep");
     }
     match list.remove("items") {
         None | Some(Value::Null) => Ok(()),
-        Some(Value::Array(items)) => items
-            .into_iter()
-            .enumerate()
-            .try_for_each(|(index, item)| collect(item, place, &format!("{path}items[{index}]."), depth + 1, manifests)),
+        Some(Value::Array(items)) => items.into_iter().enumerate().try_for_each(|(index, item)| {
+            collect(item, place, &format!("{path}items[{index}]."), depth + 1, manifests)
+        }),
         Some(_) => refuse("must be a list"),
     }
 }
@@ -793,7 +780,8 @@ mod tests {
 
     #[test]
     fn three_dashes_inside_a_text_do_not_end_it() {
-        let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  b: |\n    x\n    ---\n    y\n  c: ----\n";
+        let text =
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  b: |\n    x\n    ---\n    y\n  c: ----\n";
         let manifests = read("a.yaml", text).unwrap();
         assert_eq!(manifests[0].object["data"]["b"], "x\n---\ny\n");
         assert_eq!(manifests[0].object["data"]["c"], "----");
@@ -832,7 +820,8 @@ mod tests {
         let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  base: &base {x: '1'}\n  more:\n    <<: *base\n    y: '2'\n";
         let object = read("a.yaml", text).unwrap().remove(0).object;
         assert_eq!(object["data"]["more"], serde_json::json!({"x": "1", "y": "2"}));
-        let mut bomb = String::from("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nl0: &l0 [x,x,x,x,x,x,x,x,x,x]\n");
+        let mut bomb =
+            String::from("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nl0: &l0 [x,x,x,x,x,x,x,x,x,x]\n");
         for level in 1..12 {
             let before = format!("*l{},", level - 1).repeat(10);
             bomb.push_str(&format!("l{level}: &l{level} [{}]\n", before.trim_end_matches(',')));
@@ -855,7 +844,10 @@ mod tests {
         assert_eq!(names(&manifests), ["list.yaml, document 1 one", "list.yaml, document 1 two"]);
         assert_eq!(read("a.yaml", "apiVersion: v1\nkind: List\nitems: []\n").unwrap(), []);
         assert_eq!(
-            fault("a.yaml", "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: ConfigMap\n  metadata: {}\n"),
+            fault(
+                "a.yaml",
+                "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: ConfigMap\n  metadata: {}\n"
+            ),
             "a.yaml, document 1: items[0].metadata.name: is missing"
         );
         assert_eq!(
@@ -872,7 +864,8 @@ mod tests {
         assert_eq!(names(&manifests), ["a.json, document 1 one", "a.json, document 2 two"]);
         assert_eq!(manifests[0].object["data"]["smile"], "😀/");
         assert_eq!(manifests[1].place.line, 4);
-        let twice = fault("a.json", r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "name": "b"}}"#);
+        let twice =
+            fault("a.json", r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "name": "b"}}"#);
         assert!(twice.contains("duplicate key \"name\" at line 1"), "{twice}");
         assert!(fault("a.json", "{\n\"a\": }").contains("line 2"));
     }
@@ -887,7 +880,9 @@ mod tests {
         assert!(fault("a.yaml", "just text\n").starts_with("a.yaml, document 1: is not a Kubernetes object"));
         assert!(fault("a.yaml", "- 1\n").starts_with("a.yaml, document 1: is not a Kubernetes object"));
         for file in ["deploy/kustomization.yaml", "kustomization.yml", "x/Kustomization"] {
-            assert!(fault(file, "resources: [a.yaml]\n").starts_with(&format!("{file}: a kustomization is not rendered")));
+            assert!(
+                fault(file, "resources: [a.yaml]\n").starts_with(&format!("{file}: a kustomization is not rendered"))
+            );
         }
         let renamed = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Component\n";
         assert!(fault("k.yaml", renamed).starts_with("k.yaml: a kustomization is not rendered"));
@@ -909,7 +904,10 @@ mod tests {
             ("{name: ../../secrets/x}", "metadata.name: \"../../secrets/x\" is not a name"),
             ("{generateName: a-}", "metadata.generateName: would create a new object at every look"),
             ("{name: a, namespace: 7}", "metadata.namespace: must be a text"),
-            ("{name: a, namespace: ../kube-system}", "metadata.namespace: \"../kube-system\" is not a namespace's name"),
+            (
+                "{name: a, namespace: ../kube-system}",
+                "metadata.namespace: \"../kube-system\" is not a namespace's name",
+            ),
             ("{name: a, resourceVersion: '7'}", "metadata.resourceVersion: belongs to one object in one cluster"),
             ("{name: a, uid: x}", "metadata.uid: belongs to one object in one cluster"),
             ("{name: a, annotations: [x]}", "metadata.annotations: must be a mapping of texts"),
@@ -923,7 +921,10 @@ mod tests {
     fn the_digest_is_of_the_declaration_and_not_of_its_spelling_or_our_stamps() {
         let digest = |text: &str| read("a.yaml", text).unwrap().remove(0).digest;
         let plain = digest("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata: {x: '1', y: '2'}\n");
-        assert_eq!(plain, digest("# hello\nkind: ConfigMap\ndata:\n  y: \"2\"\n  x: '1'\nmetadata: {name: a}\napiVersion: v1\n"));
+        assert_eq!(
+            plain,
+            digest("# hello\nkind: ConfigMap\ndata:\n  y: \"2\"\n  x: '1'\nmetadata: {name: a}\napiVersion: v1\n")
+        );
         assert_ne!(plain, digest("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata: {x: '1', y: '3'}\n"));
         let copied = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n  annotations:\n    team: shop\n    \
                       sluice.dev/source-commit: abc\n    sluice.dev/source-digest: def\n    sluice.dev/deploy-repo: a/b\n";
@@ -961,8 +962,9 @@ mod tests {
         let elsewhere = config_map("a") + "  namespace: kube-system\n";
         let message = refused(&elsewhere, &tenant());
         assert!(
-            message.starts_with("a.yaml, document 1 (ConfigMap kube-system/a): a DeployRepo in namespace shop manages that")
-                && message.contains("correct metadata.namespace"),
+            message.starts_with(
+                "a.yaml, document 1 (ConfigMap kube-system/a): a DeployRepo in namespace shop manages that"
+            ) && message.contains("correct metadata.namespace"),
             "{message}"
         );
         assert!(refused(&elsewhere, &platform()).contains("add it to spec.namespaces"));
@@ -976,8 +978,10 @@ mod tests {
         assert!(refused("apiVersion: example.org/v1\nkind: Widget\nmetadata: {name: a}\n", &platform()).contains(
             "(Widget a): the cluster has no kind Widget in example.org/v1; install its CustomResourceDefinition"
         ));
-        assert!(refused("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, namespace: shop}\n", &platform())
-            .contains("metadata.namespace: Namespace is cluster-scoped"));
+        assert!(
+            refused("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, namespace: shop}\n", &platform())
+                .contains("metadata.namespace: Namespace is cluster-scoped")
+        );
         for allowed in [
             config_map("a") + "  namespace: shop\n",
             config_map("a"),
@@ -1001,7 +1005,8 @@ mod tests {
 
     #[test]
     fn more_objects_than_a_status_can_hold_are_refused() {
-        let stream: String = (0..=MAX_OBJECTS).map(|index| format!("---\n{}", config_map(&format!("c{index}")))).collect();
+        let stream: String =
+            (0..=MAX_OBJECTS).map(|index| format!("---\n{}", config_map(&format!("c{index}")))).collect();
         assert!(fault("many.yaml", &stream).contains("at most 3000"));
     }
 }

@@ -146,11 +146,7 @@ pub fn plan_sync<'a>(situation: &Situation<'a>, in_use: impl Fn(&InventoryEntry)
         if keep {
             plan.retained.push(entry.clone());
         } else {
-            plan.delete.push(Deletion {
-                entry: entry.clone(),
-                uid: live.uid,
-                resource_version: live.resource_version,
-            });
+            plan.delete.push(Deletion { entry: entry.clone(), uid: live.uid, resource_version: live.resource_version });
         }
     }
     plan
@@ -505,10 +501,7 @@ mod tests {
         let inventory = [entry(&old)];
         let seen = [live(&old), (manifests[1].id(), Seen::Absent)].into();
         let plan = plan_sync(&situation(&inventory, &manifests, &seen), |_| false);
-        assert_eq!(
-            applied(&plan),
-            [("a".into(), Cause::Changed, HEAD.into()), ("b".into(), Cause::New, HEAD.into())]
-        );
+        assert_eq!(applied(&plan), [("a".into(), Cause::Changed, HEAD.into()), ("b".into(), Cause::New, HEAD.into())]);
         let object = plan.apply[0].stamped(OWNER);
         assert_eq!(
             object["metadata"]["annotations"],
@@ -517,10 +510,10 @@ mod tests {
         );
         // A new object is written down before it is made, without a digest; the old one keeps its own.
         let ahead = plan.inventory_ahead(&inventory).unwrap();
-        assert_eq!(ahead.iter().map(|e| (e.name.as_str(), e.digest.as_str())).collect::<Vec<_>>(), [
-            ("a", old.digest.as_str()),
-            ("b", "")
-        ]);
+        assert_eq!(
+            ahead.iter().map(|e| (e.name.as_str(), e.digest.as_str())).collect::<Vec<_>>(),
+            [("a", old.digest.as_str()), ("b", "")]
+        );
         // After a crash it is still new.
         let again = plan_sync(&situation(&ahead, &manifests, &seen), |_| false);
         assert_eq!(applied(&again)[1], ("b".into(), Cause::New, HEAD.into()));
