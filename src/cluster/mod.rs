@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod client;
 pub mod discovery;
+pub mod events;
 pub mod index;
 pub mod kinds;
 pub mod lease;
