@@ -11,7 +11,7 @@
 //! thought; each write carries a precondition; and each Rollout's status carries the *epoch* of its writer, which
 //! grows with every change of leader.
 //!
-//! All that can be decided is decided by [`Election`], which has no clock and no client. It renews on a thread of
+//! All that can be decided is decided by `Election`, which has no clock and no client. It renews on a thread of
 //! its own with a client of its own, so that neither a busy runtime nor a slow list costs the lease.
 
 use std::collections::hash_map::DefaultHasher;

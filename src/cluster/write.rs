@@ -88,6 +88,12 @@ pub trait WriteObserver: Send + Sync + 'static {
     fn wrote(&self, kind: &'static str, verb: &'static str, result: &'static str);
 }
 
+impl WriteObserver for crate::telemetry::Metrics {
+    fn wrote(&self, kind: &'static str, verb: &'static str, result: &'static str) {
+        self.api_write(kind, verb, result);
+    }
+}
+
 /// Writes to the cluster.
 #[derive(Clone)]
 pub struct Writer {
