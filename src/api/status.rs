@@ -31,6 +31,9 @@ pub struct RolloutStatus {
     /// Revisions that were stable before, newest first, at most 10: going back to one is a rollback.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub promoted_revisions: Vec<String>,
+    /// When the stable revision became so: the old one is kept for a time after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promoted_at: Option<DateTime<Utc>>,
     /// What is in flight, or was aborted and not yet replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub release: Option<Release>,
@@ -48,6 +51,9 @@ pub struct RolloutStatus {
     /// Interventions already taken, by uid, newest last, at most 20.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub taken_interventions: Vec<String>,
+    /// Those of them that did nothing, and why, newest last, at most 20.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refused_interventions: Vec<RefusedIntervention>,
     /// A pause made by a person.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_by: Option<PausedBy>,
@@ -135,9 +141,16 @@ pub struct Release {
     /// Going back to a revision that was stable before: no analysis, no pauses.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub rollback: bool,
+    /// How many background analyses have ended before the present one: each needs a name of its own.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub background_runs: i32,
     /// Why the release waits for a person beyond its own steps (an inconclusive verdict, a changed plan).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_for: Option<Hold>,
+}
+
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// What a release is doing.
@@ -214,6 +227,16 @@ pub struct Denied {
     /// The desired revision has been another one since: the next identical commit is consent, once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub left: bool,
+}
+
+/// An Intervention that did nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedIntervention {
+    /// Its uid.
+    pub uid: String,
+    /// Why.
+    pub message: String,
 }
 
 /// Who paused, and why.

@@ -5,6 +5,9 @@
 //! [`Snapshot`] and a time and returns data. It may not reach for a client, a runtime, a process, a clock or a
 //! file: everything that matters about safety can be tested without a cluster.
 
+pub mod converge;
+pub mod decide;
 mod model;
+pub mod plan;
 
 pub use model::*;

@@ -1,0 +1,321 @@
+//! One [`Effect`] of the engine, carried out as one write with a precondition.
+
+use serde_json::{Value, json};
+
+use super::kinds::Kind;
+use super::objects::{Key, RolloutObject};
+use super::write::{WriteError, Writer, conflict};
+use crate::api::names;
+use crate::engine::Effect;
+
+impl Writer {
+    /// Performs one effect on behalf of a Rollout.
+    pub async fn perform(&self, rollout: &RolloutObject, effect: &Effect) -> Result<(), WriteError> {
+        let namespace = &rollout.identity.namespace;
+        let name = &rollout.identity.name;
+        let set_key = |revision: &str| Key::new(namespace.clone(), names::replica_set(name, revision));
+        match effect {
+            Effect::CreateReplicaSet { revision, template, replicas } => {
+                let body = replica_set(rollout, revision, &template.0, *replicas)?;
+                self.create(Kind::ReplicaSet, &rollout.identity, &set_key(revision), body).await
+            }
+            Effect::Scale { revision, replicas } => {
+                let key = set_key(revision);
+                let set = self.index().replica_set(&key).ok_or_else(|| conflict(&key))?;
+                let patch = json!([
+                    {"op": "test", "path": "/metadata/uid", "value": set.identity.uid},
+                    {"op": "test", "path": "/spec/replicas", "value": set.replicas},
+                    {"op": "replace", "path": "/spec/replicas", "value": replicas},
+                ]);
+                self.json_patch(Kind::ReplicaSet, &key, None, patch).await
+            }
+            Effect::DeleteReplicaSet { revision } => {
+                let key = set_key(revision);
+                let set = self.index().replica_set(&key).ok_or_else(|| conflict(&key))?;
+                self.delete(Kind::ReplicaSet, &key, &set.identity).await
+            }
+            Effect::SelectRevision { service, revision } => {
+                let key = Key::new(namespace.clone(), service.clone());
+                let seen = self.index().service(&key).ok_or_else(|| conflict(&key))?;
+                let path = format!("/spec/selector/{}", names::REVISION.replace('/', "~1"));
+                let patch = json!([
+                    {"op": "test", "path": "/metadata/resourceVersion", "value": seen.identity.resource_version},
+                    {"op": "add", "path": path, "value": revision},
+                ]);
+                self.json_patch(Kind::Service, &key, None, patch).await
+            }
+            Effect::SetWeight { route, percent } => {
+                let key = Key::new(namespace.clone(), route.clone());
+                let seen = self.index().route(&key).ok_or_else(|| conflict(&key))?;
+                let spec = rollout.spec.as_ref().map_err(|error| WriteError::Unprepared(error.to_string()))?;
+                let named = spec.references();
+                let (Some(stable), Some(canary)) = (named.stable_service, named.canary_service) else {
+                    return Err(WriteError::Unprepared("the strategy names no Services".to_owned()));
+                };
+                let patch = crate::traffic::http_route::set_weight(&seen.value, namespace, &stable, &canary, *percent)
+                    .map_err(|problem| WriteError::Unprepared(problem.to_string()))?;
+                match patch {
+                    Some(patch) => self.json_patch(Kind::HttpRoute, &key, None, patch).await,
+                    None => Ok(()),
+                }
+            }
+            Effect::StartAnalysis { name, stage, revision, attempt, analysis } => {
+                let key = Key::new(namespace.clone(), name.clone());
+                let metrics = super::observe::resolve(self.index(), rollout, revision, stage, analysis)
+                    .map_err(|problems| WriteError::Unprepared(first_message(&problems)))?;
+                let body = json!({
+                    "apiVersion": Kind::AnalysisRun.resource().api_version,
+                    "kind": Kind::AnalysisRun.name(),
+                    "metadata": {
+                        "name": name, "namespace": namespace,
+                        "labels": {names::ROLLOUT: rollout.identity.name, names::REVISION: revision},
+                        "ownerReferences": [owner(rollout)],
+                    },
+                    "spec": {"rollout": rollout.identity.name, "revision": revision, "attempt": attempt,
+                             "stage": stage, "metrics": metrics},
+                });
+                self.create(Kind::AnalysisRun, &rollout.identity, &key, body).await
+            }
+            Effect::EndAnalysis { name } => {
+                let key = Key::new(namespace.clone(), name.clone());
+                let run = self.index().analysis_run(&key).ok_or_else(|| conflict(&key))?;
+                let patch = json!([
+                    {"op": "test", "path": "/metadata/uid", "value": run.identity.uid},
+                    {"op": "add", "path": "/spec/terminate", "value": true},
+                ]);
+                self.json_patch(Kind::AnalysisRun, &key, None, patch).await
+            }
+        }
+    }
+}
+
+fn first_message(problems: &[crate::engine::Problem]) -> String {
+    problems.first().map_or_else(|| "unknown problem".to_owned(), |problem| problem.message.clone())
+}
+
+fn owner(rollout: &RolloutObject) -> Value {
+    json!({
+        "apiVersion": Kind::Rollout.resource().api_version,
+        "kind": Kind::Rollout.name(),
+        "name": rollout.identity.name,
+        "uid": rollout.identity.uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    })
+}
+
+/// The ReplicaSet of one revision.
+fn replica_set(rollout: &RolloutObject, revision: &str, template: &Value, replicas: i32) -> Result<Value, WriteError> {
+    let spec = rollout.spec.as_ref().map_err(|error| WriteError::Unprepared(error.to_string()))?;
+    let mut template = template.clone();
+    let labels = template
+        .as_object_mut()
+        .and_then(|template| template.entry("metadata").or_insert_with(|| json!({})).as_object_mut())
+        .and_then(|metadata| metadata.entry("labels").or_insert_with(|| json!({})).as_object_mut())
+        .ok_or_else(|| WriteError::Unprepared("spec.template.metadata: is not an object".to_owned()))?;
+    labels.insert(names::REVISION.to_owned(), json!(revision));
+    let mut match_labels = spec.selector.match_labels.clone();
+    match_labels.insert(names::REVISION.to_owned(), revision.to_owned());
+    let mut own_labels = match_labels.clone();
+    own_labels.insert(names::ROLLOUT.to_owned(), rollout.identity.name.clone());
+    Ok(json!({
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "metadata": {
+            "name": names::replica_set(&rollout.identity.name, revision),
+            "namespace": rollout.identity.namespace,
+            "labels": own_labels,
+            "annotations": {names::TEMPLATE_HASH_V1: crate::api::PodTemplate(template_without_ours(&template)).hash_v1()},
+            "ownerReferences": [owner(rollout)],
+        },
+        "spec": {
+            "replicas": replicas,
+            "minReadySeconds": spec.min_ready_seconds.unwrap_or_default(),
+            "selector": {"matchLabels": match_labels},
+            "template": template,
+        },
+    }))
+}
+
+fn template_without_ours(template: &Value) -> Value {
+    let mut template = template.clone();
+    if let Some(labels) = template.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
+        labels.remove(names::REVISION);
+    }
+    template
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use axum::Router;
+    use axum::body::Bytes;
+    use axum::http::{Method, StatusCode, Uri};
+    use axum::response::{IntoResponse, Response};
+
+    use super::*;
+    use crate::api::PodTemplate;
+    use crate::api::RolloutStatus;
+    use crate::cluster::client::client;
+    use crate::cluster::index::Index;
+    use crate::cluster::write::{Gate, WriteObserver};
+    use kube::Client;
+    use std::sync::Arc;
+
+    /// What the API server is told to answer, in order; each request is noted.
+    #[derive(Clone, Default)]
+    struct Script {
+        answers: Arc<Mutex<Vec<(u16, Value)>>>,
+        requests: Arc<Mutex<Vec<(Method, String, Value)>>>,
+    }
+
+    impl Script {
+        async fn start(self) -> Client {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let handler = move |method: Method, uri: Uri, body: Bytes| {
+                let script = self.clone();
+                async move { script.answer(method, &uri, &body) }
+            };
+            tokio::spawn(async move { axum::serve(listener, Router::new().fallback(handler)).await });
+            client(kube::Config::new(format!("http://{address}").parse().unwrap())).unwrap()
+        }
+
+        fn answer(&self, method: Method, uri: &Uri, body: &Bytes) -> Response {
+            let body = serde_json::from_slice(body).unwrap_or_default();
+            self.requests.lock().unwrap().push((method, uri.to_string(), body));
+            let (code, answer) = self.answers.lock().unwrap().remove(0);
+            (StatusCode::from_u16(code).unwrap(), axum::Json(answer)).into_response()
+        }
+    }
+
+    struct Lease(AtomicBool);
+    impl Gate for Lease {
+        fn may_write(&self) -> bool {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+    struct Nobody;
+    impl WriteObserver for Nobody {
+        fn wrote(&self, _: &'static str, _: &'static str, _: &'static str) {}
+    }
+
+    fn status(code: u16, reason: &str, message: &str) -> (u16, Value) {
+        (
+            code,
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "metadata": {},
+            "code": code, "reason": reason, "message": message}),
+        )
+    }
+
+    fn set(uid: &str, owner: &str, replicas: i32) -> Value {
+        json!({"apiVersion": "apps/v1", "kind": "ReplicaSet",
+            "metadata": {"name": "web-abc", "namespace": "shop", "uid": uid, "resourceVersion": "5",
+                "labels": {"sluice.dev/rollout": "web", "sluice.dev/revision": "abc"},
+                "ownerReferences": [{"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "name": "web", "uid": owner, "controller": true}]},
+            "spec": {"replicas": replicas, "template": {}}})
+    }
+
+    fn rollout() -> RolloutObject {
+        RolloutObject::of(
+            &serde_json::from_value(json!({
+                "apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout",
+                "metadata": {"name": "web", "namespace": "shop", "uid": "u1", "resourceVersion": "3", "generation": 1},
+                "spec": {"selector": {"matchLabels": {"app": "web"}},
+                    "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"futureField": 1}},
+                    "strategy": {"canary": {"stableService": "web-stable", "canaryService": "web-canary",
+                        "trafficRouting": {"gatewayAPI": {"httpRoutes": [{"name": "web"}]}}}}}
+            }))
+            .unwrap(),
+        )
+    }
+
+    async fn writer(answers: Vec<(u16, Value)>) -> (Writer, Script, Arc<Lease>) {
+        let script = Script { answers: Arc::new(Mutex::new(answers)), ..Script::default() };
+        let lease = Arc::new(Lease(AtomicBool::new(true)));
+        let client = script.clone().start().await;
+        (Writer::new(client, Arc::new(Index::default()), lease.clone(), Arc::new(Nobody)), script, lease)
+    }
+
+    fn create() -> Effect {
+        let template = rollout().spec.unwrap().template;
+        Effect::CreateReplicaSet { revision: "abc".to_owned(), template, replicas: 2 }
+    }
+
+    #[tokio::test]
+    async fn a_replica_set_is_created_strictly_and_seen_at_once() {
+        let (writer, script, _) = writer(vec![(201, set("s1", "u1", 2))]).await;
+        writer.perform(&rollout(), &create()).await.unwrap();
+        let requests = script.requests.lock().unwrap();
+        let (method, uri, body) = &requests[0];
+        assert_eq!(method, Method::POST);
+        assert!(uri.starts_with("/apis/apps/v1/namespaces/shop/replicasets?"), "{uri}");
+        assert!(uri.contains("fieldManager=sluice") && uri.contains("fieldValidation=Strict"), "{uri}");
+        assert_eq!(body["spec"]["selector"]["matchLabels"], json!({"app": "web", "sluice.dev/revision": "abc"}));
+        assert_eq!(body["spec"]["template"]["spec"], json!({"futureField": 1}), "fields newer than us survive");
+        assert_eq!(body["metadata"]["ownerReferences"][0]["uid"], "u1");
+        let template = PodTemplate(json!({"metadata": {"labels": {"app": "web"}}, "spec": {"futureField": 1}}));
+        assert_eq!(body["metadata"]["annotations"][names::TEMPLATE_HASH_V1], template.hash_v1());
+        let seen = writer.index().replica_set(&Key::new("shop", "web-abc")).unwrap();
+        assert_eq!(seen.replicas, 2, "our own write is visible before the watch brings it");
+    }
+
+    #[tokio::test]
+    async fn a_second_creation_finds_the_first_and_a_foreign_object_is_refused() {
+        let exists = || status(409, "AlreadyExists", "exists");
+        let (writer, _, _) =
+            writer(vec![exists(), (200, set("s1", "u1", 2)), exists(), (200, set("s2", "another", 2))]).await;
+        writer.perform(&rollout(), &create()).await.unwrap();
+        let error = writer.perform(&rollout(), &create()).await.unwrap_err();
+        assert!(matches!(&error, WriteError::Refused { reason, .. } if reason == "NotOurs"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn every_change_is_tested_against_what_was_seen() {
+        let (writer, script, _) = writer(vec![
+            (200, set("s1", "u1", 5)),
+            status(422, "Invalid", "the server rejected our request due to an error in our request"),
+            status(403, "Forbidden", "may not"),
+        ])
+        .await;
+        let object = serde_json::from_value(set("s1", "u1", 2)).unwrap();
+        writer.index().apply(Kind::ReplicaSet, &object);
+        let scale = Effect::Scale { revision: "abc".to_owned(), replicas: 5 };
+        writer.perform(&rollout(), &scale).await.unwrap();
+        assert_eq!(
+            script.requests.lock().unwrap()[0].2,
+            json!([{"op": "test", "path": "/metadata/uid", "value": "s1"},
+                   {"op": "test", "path": "/spec/replicas", "value": 2},
+                   {"op": "replace", "path": "/spec/replicas", "value": 5}])
+        );
+        let error = writer.perform(&rollout(), &scale).await.unwrap_err();
+        assert!(matches!(error, WriteError::Conflict { .. }), "{error}");
+        let error = writer.perform(&rollout(), &scale).await.unwrap_err();
+        assert!(matches!(error, WriteError::Refused { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn without_the_lease_nothing_is_sent() {
+        let (writer, script, lease) = writer(vec![]).await;
+        lease.0.store(false, Ordering::SeqCst);
+        let error = writer.perform(&rollout(), &create()).await.unwrap_err();
+        assert!(matches!(error, WriteError::NotLeader), "{error}");
+        assert!(script.requests.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_status_is_replaced_only_at_the_version_that_was_seen() {
+        let answer = json!({"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout",
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u1", "resourceVersion": "4"}, "spec": {}});
+        let (writer, script, _) = writer(vec![(200, answer)]).await;
+        writer.replace_status(&rollout().identity, &RolloutStatus::default()).await.unwrap();
+        let requests = script.requests.lock().unwrap();
+        let (method, uri, body) = &requests[0];
+        assert_eq!(method, Method::PATCH);
+        assert!(uri.starts_with("/apis/sluice.dev/v1alpha1/namespaces/shop/rollouts/web/status?"), "{uri}");
+        assert_eq!(body[1], json!({"op": "test", "path": "/metadata/resourceVersion", "value": "3"}));
+        assert_eq!(body[2]["path"], "/status");
+    }
+}

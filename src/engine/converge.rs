@@ -1,0 +1,399 @@
+//! The only code that moves pods or traffic: the next single safe effect on the way to a target.
+//!
+//! The order is the same whatever the target: *grow → ready → raise weight*, and *lower weight → drain →
+//! shrink*. A Service changes what it selects only while it gets nothing, so the two sides of one backend never
+//! change at once. Forward, abort, rollback, promotion, a new revision and a scale in flight all come through here.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{Effect, ServiceState, Snapshot, Wait, WaitOn};
+use crate::api::{CanaryStrategy, PodTemplate, Seen, SeenRevision, SeenWeight};
+
+/// Where pods and traffic should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Pods of each revision; a revision that is not named has none.
+    pub sizes: BTreeMap<String, i32>,
+    /// What the stable Service selects.
+    pub stable_service: String,
+    /// What the canary Service selects; `None` leaves it as it is.
+    pub canary_service: Option<String>,
+    /// The canary's weight in percent.
+    pub weight: i32,
+    /// The canary weight may only fall: an abort is absorbing (S7).
+    pub only_lower: bool,
+}
+
+/// What the way to a target is at this moment.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Convergence {
+    /// This effect is next.
+    Do(Effect),
+    /// Something must happen first.
+    Hold(Wait),
+    /// The target holds.
+    Reached,
+}
+
+/// The pods that carry `percent` of `replicas`: rounded up (S3, S4).
+pub fn share(replicas: i32, percent: i32) -> i32 {
+    let product = i64::from(replicas.max(0)) * i64::from(percent.clamp(0, 100));
+    i32::try_from((product + 99) / 100).unwrap_or(i32::MAX)
+}
+
+/// The facts of this snapshot with their times: a fact that is as it was keeps its time, a new one begins now,
+/// and a stamp in the future is taken as now, so that a clock that was wrong can only prolong a wait.
+pub fn facts(snapshot: &Snapshot, before: &Seen, now: DateTime<Utc>) -> Seen {
+    let Some(canary) = &snapshot.spec.strategy.canary else { return Seen::default() };
+    let service = |name: &Option<String>, before: &Option<SeenRevision>| {
+        let service = snapshot.services.get(name.as_deref()?)?;
+        let revision = service.selects.clone()?;
+        // Only once the published endpoints are of this revision and no other.
+        let own = service.ready.get(&revision).copied().unwrap_or_default();
+        if own <= 0 || service.ready.iter().any(|(other, ready)| *other != revision && *ready > 0) {
+            return None;
+        }
+        let since = before.as_ref().filter(|fact| fact.revision == revision).map_or(now, |fact| fact.since.min(now));
+        Some(SeenRevision { revision, since })
+    };
+    let value = accepted_weight(snapshot, before.weight.as_ref().map(|weight| weight.value));
+    let weight = value.map(|value| SeenWeight {
+        value,
+        since: before.weight.as_ref().filter(|fact| fact.value == value).map_or(now, |fact| fact.since.min(now)),
+    });
+    Seen {
+        weight,
+        stable_service: service(&canary.stable_service, &before.stable_service),
+        canary_service: service(&canary.canary_service, &before.canary_service),
+    }
+}
+
+/// The weight that every rule of every route holds and the gateway has accepted. A small base cannot tell every
+/// percent apart, so a rule that still holds the value it was last seen with has that value.
+fn accepted_weight(snapshot: &Snapshot, before: Option<i32>) -> Option<i32> {
+    if snapshot.routes.is_empty() || snapshot.routes.values().any(|route| !route.accepted || route.rules.is_empty()) {
+        return None;
+    }
+    let mut rules = snapshot.routes.values().flat_map(|route| &route.rules);
+    let wanted = snapshot.status.weight;
+    let first = rules.next()?.share();
+    [before, wanted, Some(first)]
+        .into_iter()
+        .flatten()
+        .find(|value| snapshot.routes.values().flat_map(|route| &route.rules).all(|rule| rule.holds(*value)))
+}
+
+/// The next single safe effect on the way to `target`.
+pub fn converge(snapshot: &Snapshot, target: &Target, seen: &Seen, now: DateTime<Utc>) -> Convergence {
+    let Some(canary) = &snapshot.spec.strategy.canary else {
+        return hold(WaitOn::Spec, None, "the strategy is not served".to_owned());
+    };
+    let view = View { snapshot, canary, target, seen, now };
+    if let Some(effect) = view.grow() {
+        return effect;
+    }
+    let traffic = view.traffic();
+    if matches!(traffic, Convergence::Do(_)) {
+        return traffic;
+    }
+    // Shrinking never stands in the way of traffic, and traffic that waits does not stop what may shrink safely.
+    let shrink = view.shrink();
+    match (traffic, shrink) {
+        (_, Convergence::Do(effect)) => Convergence::Do(effect),
+        (Convergence::Hold(wait), _) => Convergence::Hold(wait),
+        (_, shrink) => shrink,
+    }
+}
+
+struct View<'a> {
+    snapshot: &'a Snapshot,
+    canary: &'a CanaryStrategy,
+    target: &'a Target,
+    seen: &'a Seen,
+    now: DateTime<Utc>,
+}
+
+impl View<'_> {
+    fn replicas(&self) -> i32 {
+        self.snapshot.spec.replicas().max(0)
+    }
+
+    fn service(&self, name: &Option<String>) -> (String, ServiceState) {
+        let name = name.clone().unwrap_or_default();
+        let state = self.snapshot.services.get(&name).cloned().unwrap_or_default();
+        (name, state)
+    }
+
+    /// The least and the most the canary has in any rule, as written.
+    fn written(&self) -> (i32, i32) {
+        let shares = || self.snapshot.routes.values().flat_map(|route| &route.rules).map(super::RuleState::share);
+        (shares().min().unwrap_or(0), shares().max().unwrap_or(0))
+    }
+
+    fn holds(&self, percent: i32) -> bool {
+        let mut rules = self.snapshot.routes.values().flat_map(|route| &route.rules);
+        rules.all(|rule| rule.holds(percent))
+    }
+
+    fn grow(&self) -> Option<Convergence> {
+        for (revision, size) in &self.target.sizes {
+            match self.snapshot.revisions.get(revision) {
+                None if *size > 0 => {
+                    let Some(template) = template(self.snapshot, revision) else {
+                        let message = format!("the template of revision {revision} is not known any more");
+                        return Some(hold(WaitOn::Spec, None, message));
+                    };
+                    return Some(Convergence::Do(Effect::CreateReplicaSet {
+                        revision: revision.clone(),
+                        template,
+                        replicas: *size,
+                    }));
+                }
+                Some(state) if state.replicas < *size => {
+                    return Some(Convergence::Do(Effect::Scale { revision: revision.clone(), replicas: *size }));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn traffic(&self) -> Convergence {
+        let (stable_name, stable) = self.service(&self.canary.stable_service);
+        let (canary_name, canary) = self.service(&self.canary.canary_service);
+        let ready = |service: &ServiceState| match &service.selects {
+            Some(revision) => service.ready.get(revision).copied().unwrap_or_default(),
+            None => service.ready.values().sum(),
+        };
+        let (ready_stable, ready_canary) = (ready(&stable), ready(&canary));
+        let (least, most) = self.written();
+        // S2: traffic leaves a side that can serve nothing for one that can serve something, before all else.
+        if most > 0 && ready_canary == 0 && ready_stable > 0 {
+            return self.write(0);
+        }
+        let narrowed = stable.selects.is_some() && canary.selects.is_some();
+        if least < 100 && ready_stable == 0 && ready_canary > 0 && narrowed && !self.target.only_lower {
+            return self.write(100);
+        }
+        let Some(stable_revision) = &stable.selects else {
+            return self.narrow_stable(stable_name);
+        };
+        if *stable_revision != self.target.stable_service {
+            if !self.holds(100) {
+                // The stable Service gets traffic, so it must not change yet: all of it to the other side first.
+                return self.raise(100, &canary, ready_canary);
+            }
+            if let Some(wait) = self.drained(100) {
+                return wait;
+            }
+            let revision = self.target.stable_service.clone();
+            return Convergence::Do(Effect::SelectRevision { service: stable_name, revision });
+        }
+        if let Some(wanted) = &self.target.canary_service
+            && canary.selects.as_ref() != Some(wanted)
+        {
+            if !self.holds(0) {
+                return self.lower(0, ready_stable, most);
+            }
+            if canary.selects.is_some()
+                && let Some(wait) = self.drained(0)
+            {
+                return wait;
+            }
+            return Convergence::Do(Effect::SelectRevision { service: canary_name, revision: wanted.clone() });
+        }
+        let weight = self.target.weight;
+        if most > weight {
+            return self.lower(weight, ready_stable, most);
+        }
+        if self.holds(weight) {
+            return self.accepted(weight);
+        }
+        if least < weight {
+            return self.raise(weight, &canary, ready_canary);
+        }
+        self.write(weight)
+    }
+
+    /// A Service that was never narrowed selects pods of every revision: it may be narrowed to one that can carry
+    /// everything.
+    fn narrow_stable(&self, service: String) -> Convergence {
+        let revision = self.target.stable_service.clone();
+        let state = self.snapshot.revisions.get(&revision).cloned().unwrap_or_default();
+        let needed = self.replicas();
+        if state.available.min(state.ready) < needed {
+            return self.pods(&revision, needed);
+        }
+        Convergence::Do(Effect::SelectRevision { service, revision })
+    }
+
+    fn lower(&self, weight: i32, ready_stable: i32, most: i32) -> Convergence {
+        // S3: walk back as fast as stable has the pods for it.
+        let replicas = self.replicas();
+        if let Some(wait) = self.stable_unsettled() {
+            return wait;
+        }
+        let floor = (weight..=100).find(|percent| share(replicas, 100 - percent) <= ready_stable).unwrap_or(100);
+        if floor < most || (floor == weight && !self.holds(weight)) {
+            return self.write(floor.max(weight));
+        }
+        self.pods(&self.target.stable_service, share(replicas, 100 - weight))
+    }
+
+    /// The stable Service gets more traffic only when what it selects has settled. An abort is never held up by
+    /// a fact that cannot be had: what the Service had before still serves.
+    fn stable_unsettled(&self) -> Option<Convergence> {
+        match &self.seen.stable_service {
+            Some(fact) if fact.revision == self.target.stable_service => {
+                self.since(fact.since, self.canary.settle().delta(), "the stable Service settles")
+            }
+            _ if self.target.only_lower => None,
+            _ => {
+                let message = "the stable Service has no endpoints of its revision alone yet".to_owned();
+                Some(hold(WaitOn::Endpoints, None, message))
+            }
+        }
+    }
+
+    fn raise(&self, weight: i32, canary: &ServiceState, ready_canary: i32) -> Convergence {
+        if self.target.only_lower {
+            return hold(WaitOn::Pods, None, "traffic only goes back; stable is waited for".to_owned());
+        }
+        let Some(revision) = &canary.selects else {
+            return hold(WaitOn::Spec, None, "the canary Service selects no revision".to_owned());
+        };
+        let needed = share(self.replicas(), weight).max(1);
+        let state = self.snapshot.revisions.get(revision).cloned().unwrap_or_default();
+        // S4, on pods that have been ready for long enough and on endpoints that are published.
+        if state.available.min(state.ready) < needed {
+            return self.pods(revision, needed);
+        }
+        if ready_canary < needed {
+            let message = format!("{ready_canary} of {needed} endpoints of the canary Service are ready");
+            return hold(WaitOn::Endpoints, None, message);
+        }
+        let fact = self.seen.canary_service.as_ref().filter(|fact| fact.revision == *revision);
+        let Some(fact) = fact else {
+            let message = "the canary Service still has endpoints of another revision".to_owned();
+            return hold(WaitOn::Endpoints, None, message);
+        };
+        if let Some(wait) = self.since(fact.since, self.canary.settle().delta(), "the canary Service settles") {
+            return wait;
+        }
+        self.write(weight)
+    }
+
+    /// Waits until the weight has been `percent`, accepted, for the drain time.
+    fn drained(&self, percent: i32) -> Option<Convergence> {
+        match self.seen.weight.as_ref().filter(|weight| weight.value == percent) {
+            None => Some(self.unaccepted(percent)),
+            Some(weight) => self.since(weight.since, self.canary.drain().delta(), "connections drain"),
+        }
+    }
+
+    fn since(&self, since: DateTime<Utc>, length: TimeDelta, what: &str) -> Option<Convergence> {
+        let until = since.checked_add_signed(length)?;
+        (until > self.now).then(|| hold(WaitOn::Settle, Some(until), what.to_owned()))
+    }
+
+    fn accepted(&self, percent: i32) -> Convergence {
+        if self.seen.weight.as_ref().is_some_and(|weight| weight.value == percent) {
+            Convergence::Reached
+        } else {
+            self.unaccepted(percent)
+        }
+    }
+
+    fn unaccepted(&self, percent: i32) -> Convergence {
+        let trouble = self.snapshot.routes.iter().find(|(_, route)| !route.accepted);
+        let message = trouble.map_or_else(
+            || format!("the routes do not yet all say {percent} %"),
+            |(name, route)| match &route.trouble {
+                Some(trouble) => format!("HTTPRoute {name} is not accepted: {trouble}"),
+                None => format!("HTTPRoute {name} is not accepted yet"),
+            },
+        );
+        hold(WaitOn::Route, None, message)
+    }
+
+    /// The first route that says something else gets the weight; one effect a turn.
+    fn write(&self, percent: i32) -> Convergence {
+        let other = self.snapshot.routes.iter().find(|(_, route)| route.rules.iter().any(|rule| !rule.holds(percent)));
+        match other {
+            Some((route, _)) => Convergence::Do(Effect::SetWeight { route: route.clone(), percent }),
+            None => self.accepted(percent),
+        }
+    }
+
+    fn shrink(&self) -> Convergence {
+        let (least, most) = self.written();
+        let stable = self.service(&self.canary.stable_service).1;
+        let canary = self.service(&self.canary.canary_service).1;
+        let mut waiting = Convergence::Reached;
+        for (revision, state) in &self.snapshot.revisions {
+            let wanted = self.target.sizes.get(revision).copied().unwrap_or_default();
+            if state.replicas <= wanted {
+                continue;
+            }
+            let on_stable = stable.selects.as_ref() == Some(revision);
+            let on_canary = canary.selects.as_ref() == Some(revision);
+            let carried = (if on_stable { 100 - least } else { 0 }).max(if on_canary { most } else { 0 });
+            let unnarrowed = stable.selects.is_none() || canary.selects.is_none() && most > 0;
+            if carried > 0 || unnarrowed {
+                // A side in traffic keeps the pods for its share (S3, S4), whatever the target says.
+                let kept = wanted.max(share(self.replicas(), if unnarrowed { 100 } else { carried }));
+                let spare = state.replicas.saturating_sub(kept);
+                if spare > 0 && state.ready.saturating_sub(spare) >= share(self.replicas(), carried) {
+                    return Convergence::Do(Effect::Scale { revision: revision.clone(), replicas: kept });
+                }
+                continue;
+            }
+            // It gets nothing any more: but what it has, it may finish. Whatever moved last counts.
+            let facts = [
+                self.seen.weight.as_ref().map(|fact| fact.since),
+                self.seen.stable_service.as_ref().map(|fact| fact.since),
+                (on_canary || canary.selects.is_none()).then_some(self.now - TimeDelta::days(1)).or(self
+                    .seen
+                    .canary_service
+                    .as_ref()
+                    .map(|fact| fact.since)),
+            ];
+            if facts.iter().any(Option::is_none) {
+                waiting =
+                    hold(WaitOn::Route, None, format!("revision {revision} is kept until the routes are accepted"));
+                continue;
+            }
+            let last = facts.into_iter().flatten().max().unwrap_or(self.now);
+            if let Some(wait) = self.since(last, self.canary.drain().delta(), "connections drain") {
+                waiting = wait;
+                continue;
+            }
+            return Convergence::Do(Effect::Scale { revision: revision.clone(), replicas: wanted });
+        }
+        waiting
+    }
+
+    fn pods(&self, revision: &str, needed: i32) -> Convergence {
+        let state = self.snapshot.revisions.get(revision).cloned().unwrap_or_default();
+        let ready = state.available.min(state.ready);
+        let trouble = state.trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
+        hold(WaitOn::Pods, None, format!("{ready} of {needed} pods of revision {revision} are ready{trouble}"))
+    }
+}
+
+/// The template of a revision: of the spec, of its ReplicaSet, or of the ledger.
+pub fn template(snapshot: &Snapshot, revision: &str) -> Option<PodTemplate> {
+    if snapshot.spec.template.revision() == revision {
+        return Some(snapshot.spec.template.clone());
+    }
+    if let Some(state) = snapshot.revisions.get(revision) {
+        return Some(state.template.clone());
+    }
+    snapshot.ledger.last_good.as_ref().filter(|(good, _)| good == revision).map(|(_, template)| template.clone())
+}
+
+fn hold(on: WaitOn, until: Option<DateTime<Utc>>, message: String) -> Convergence {
+    Convergence::Hold(Wait { until, on, message })
+}

@@ -1,0 +1,1457 @@
+//! What one turn does: an effect, a step forward, or a wait that says on what.
+//!
+//! Pure and level-triggered: everything is derived from the snapshot, and a turn that is repeated after a crash
+//! repeats the decision. The order of the questions is the order of their weight: who leads, what is wrong, what
+//! must stop, what people say, what comes next.
+
+use chrono::{DateTime, Utc};
+
+use super::converge::{Convergence, Target, converge, facts, share};
+use super::plan::{Gate, Plan, Stage, plan};
+use super::{AnalysisState, Effect, InterventionState, Problem, Snapshot, Turn, Wait, WaitOn};
+use crate::api::{
+    Abort, AbortCause, AnalysisPhase, AnalysisReference, CanaryStrategy, Condition, ConditionStatus, Conditions,
+    Denied, Hold, InterventionAction, PausedBy, Phase, RefusedIntervention, Release, ReleaseState, RolloutStatus,
+    Transition, TransitionEvent, names,
+};
+
+/// How many taken Interventions, and how many promoted revisions, are remembered.
+const REMEMBERED: usize = 20;
+const REMEMBERED_REVISIONS: usize = 10;
+
+/// Decides what one turn does.
+pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
+    if snapshot.status.epoch > snapshot.epoch {
+        return wait(WaitOn::Spec, None, "another leader has taken over".to_owned());
+    }
+    let mut problems = snapshot.problems.clone();
+    let compiled = plan(&snapshot.spec);
+    if let Err(found) = &compiled {
+        problems.splice(0..0, found.iter().cloned());
+    }
+    let mut decision = Decision {
+        snapshot,
+        now,
+        next: snapshot.status.clone(),
+        desired: snapshot.spec.template.revision(),
+        plan: compiled.unwrap_or(Plan { stages: Vec::new() }),
+    };
+    decision.refresh();
+    if let Some(problem) = problems.first()
+        && !decision.may_go_back()
+    {
+        return decision.stalled(problem);
+    }
+    decision.run()
+}
+
+struct Decision<'a> {
+    snapshot: &'a Snapshot,
+    now: DateTime<Utc>,
+    /// The status as it will be.
+    next: RolloutStatus,
+    /// The revision that git asks for.
+    desired: String,
+    plan: Plan,
+}
+
+/// What a gate says.
+enum Passage {
+    Open {
+        verdict: Option<String>,
+        runs: Vec<String>,
+    },
+    Closed(Wait),
+    Effect(Effect),
+    /// Missing data holds.
+    Missing(Wait, String),
+    /// A person must say.
+    Person(Hold),
+    /// The run is spent; another one is needed.
+    AnotherRun,
+}
+
+impl Decision<'_> {
+    // === What is always so ===
+
+    /// What is copied from the observation into the status.
+    fn refresh(&mut self) {
+        let snapshot = self.snapshot;
+        self.next.epoch = snapshot.epoch;
+        self.next.observed_generation = Some(snapshot.generation);
+        self.next.revision.clone_from(&self.desired);
+        self.next.strategy =
+            if snapshot.spec.strategy.blue_green.is_some() { "BlueGreen" } else { "Canary" }.to_owned();
+        let labels = &snapshot.spec.selector.match_labels;
+        self.next.selector = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+        self.next.seen = facts(snapshot, &snapshot.status.seen, self.now);
+        if let Some(weight) = &self.next.seen.weight {
+            self.next.weight = Some(weight.value);
+        }
+        let sum = |count: fn(&super::RevisionState) -> i32| snapshot.revisions.values().map(count).sum();
+        self.next.replicas = sum(|state| state.current);
+        self.next.ready_replicas = sum(|state| state.ready);
+        self.next.updated_replicas = snapshot.revisions.get(&self.desired).map_or(0, |state| state.current);
+        for denied in &mut self.next.denied {
+            denied.left |= denied.revision != self.desired;
+        }
+    }
+
+    fn canary(&self) -> CanaryStrategy {
+        self.snapshot.spec.strategy.canary.clone().unwrap_or_default()
+    }
+
+    fn replicas(&self) -> i32 {
+        self.snapshot.spec.replicas().max(0)
+    }
+
+    fn stable(&self) -> Option<String> {
+        self.snapshot.status.stable_revision.clone()
+    }
+
+    /// Something is wrong, but an abort goes on as far as it can: it needs the Services and routes only.
+    fn may_go_back(&self) -> bool {
+        let references = self.snapshot.spec.references();
+        let services = [&references.stable_service, &references.canary_service];
+        let complete =
+            services.iter().all(|name| name.as_ref().is_some_and(|name| self.snapshot.services.contains_key(name)))
+                && !references.routes.is_empty()
+                && references.routes.iter().all(|name| self.snapshot.routes.contains_key(name));
+        let release = self.snapshot.status.release.as_ref();
+        let going_back = release.is_some_and(|release| {
+            release.state == ReleaseState::Aborted || self.in_flight().is_some() && self.abort_cause().is_some()
+        });
+        complete && going_back && self.stable().is_some()
+    }
+
+    fn in_flight(&self) -> Option<&Release> {
+        let release = self.snapshot.status.release.as_ref()?;
+        matches!(release.state, ReleaseState::Stepping | ReleaseState::Promoting).then_some(release)
+    }
+
+    // === The questions in their order ===
+
+    fn run(mut self) -> Turn {
+        let Some(stable) = self.stable() else { return self.first_deploy() };
+        if let Some(release) = self.in_flight().cloned() {
+            if let Some(cause) = self.abort_cause() {
+                return self.abort(release, cause);
+            }
+            if let Some(word) = self.snapshot.interventions.first().cloned() {
+                return self.take(&word);
+            }
+            if release.state == ReleaseState::Promoting {
+                // Every gate has passed: a third revision starts when this one is done, a second later.
+                return self.promoting(release, &stable);
+            }
+            if release.revision != self.desired {
+                return self.supersede(&release);
+            }
+            return self.stepping(release, &stable);
+        }
+        if let Some(word) = self.snapshot.interventions.first().cloned() {
+            return self.take(&word);
+        }
+        match self.snapshot.status.release.clone() {
+            Some(release) if release.state == ReleaseState::Aborted => self.aborted(release, &stable),
+            Some(_) => {
+                // A first deploy that has a stable revision: a status that was edited by hand.
+                self.next.release = None;
+                self.idle(&stable)
+            }
+            None => self.idle(&stable),
+        }
+    }
+
+    /// Why the release in flight must stop. An abort wins every tie.
+    fn abort_cause(&self) -> Option<Abort> {
+        let release = self.in_flight()?;
+        let abort = |cause, message: String, actor| Some(Abort { cause, message, at: self.now, actor });
+        if Some(&self.desired) == self.snapshot.status.stable_revision.as_ref() {
+            let message = format!("git asks for {} again, which is the stable revision", self.desired);
+            return abort(AbortCause::Revert, message, None);
+        }
+        let word = self.snapshot.interventions.iter().find(|word| {
+            word.action == InterventionAction::Abort
+                && word.revision == release.revision
+                && word.attempt.is_none_or(|attempt| attempt == release.attempt)
+        });
+        if let Some(word) = word {
+            let reason = if word.reason.is_empty() { "no reason given" } else { &word.reason };
+            return abort(
+                AbortCause::Intervention,
+                format!("aborted by {}: {reason}", word.actor),
+                Some(word.actor.clone()),
+            );
+        }
+        if release.promote_full || release.rollback {
+            return self.deadline(release).and_then(|message| abort(AbortCause::Deadline, message, None));
+        }
+        for (_, run) in self.runs(release) {
+            match run.phase {
+                AnalysisPhase::Failed => return abort(AbortCause::Verdict, run.message.clone(), None),
+                AnalysisPhase::Unavailable => return abort(AbortCause::DataMissing, run.message.clone(), None),
+                _ => {}
+            }
+        }
+        self.deadline(release).and_then(|message| abort(AbortCause::Deadline, message, None))
+    }
+
+    /// The AnalysisRuns of this attempt that still count: the background, and the present step.
+    fn runs<'b>(&'b self, release: &'b Release) -> impl Iterator<Item = (&'b String, &'b AnalysisState)> {
+        let step = self.plan.stage(release.stage).and_then(|stage| stage.step).map(step_name);
+        self.snapshot.analyses.iter().filter(move |(_, run)| {
+            let counts = run.stage.starts_with("background") || Some(&run.stage) == step.as_ref();
+            run.revision == release.revision && run.attempt == release.attempt && counts
+        })
+    }
+
+    /// The step has taken too long to get its pods ready and its route accepted, and that aborts.
+    fn deadline(&self, release: &Release) -> Option<String> {
+        if !self.snapshot.spec.progress_deadline_abort() || release.reached_at.is_some() {
+            return None;
+        }
+        let until = self.deadline_at(release)?;
+        (until <= self.now).then(|| {
+            let deadline = self.snapshot.spec.progress_deadline();
+            let trouble = self.snapshot.revisions.get(&release.revision).map(|state| {
+                let trouble = state.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
+                format!(
+                    ": {} of {} pods of revision {} are ready{trouble}",
+                    state.ready, state.replicas, release.revision
+                )
+            });
+            format!(
+                "stage {} was not reached within {deadline}{}",
+                release.stage.saturating_add(1),
+                trouble.unwrap_or_default()
+            )
+        })
+    }
+
+    fn deadline_at(&self, release: &Release) -> Option<DateTime<Utc>> {
+        let canary = self.canary();
+        // Waiting times that are asked for do not count as being late.
+        let allowed =
+            self.snapshot.spec.progress_deadline().delta() + (canary.settle().delta() + canary.drain().delta()) * 2;
+        release.stage_started_at?.min(self.now).checked_add_signed(allowed)
+    }
+
+    // === The first version ===
+
+    fn first_deploy(mut self) -> Turn {
+        if self.snapshot.ledger.configured && !self.snapshot.ledger.read {
+            self.describe(Phase::Pending, "ReadingLedger", "the ledger is read before the first version is started");
+            return self.conclude(Convergence::Hold(wait_for(WaitOn::Ledger, None, "the ledger is being read")));
+        }
+        if let Some(word) = self.snapshot.interventions.first().cloned()
+            && word.action != InterventionAction::Retry
+        {
+            return self.take(&word);
+        }
+        let denied = self.denial(&self.desired.clone());
+        if let Some(reason) = denied {
+            if let Some(word) = self.snapshot.interventions.first().cloned() {
+                return self.take(&word);
+            }
+            return self.deny_first(&reason);
+        }
+        if let Some(word) = self.snapshot.interventions.first().cloned() {
+            return self.take(&word);
+        }
+        let desired = self.desired.clone();
+        self.deploy(&desired)
+    }
+
+    /// Git asks for what was aborted before: the last good revision is deployed instead, or nothing.
+    fn deny_first(mut self, reason: &str) -> Turn {
+        let desired = self.desired.clone();
+        let good = self.snapshot.ledger.last_good.as_ref().map(|(revision, _)| revision.clone());
+        if !self.snapshot.status.denied.iter().any(|denied| denied.revision == desired) {
+            let instead =
+                good.as_ref().map_or_else(|| "nothing".to_owned(), |good| format!("{good}, the last good one,"));
+            let message = format!("revision {desired} was aborted before ({reason}); {instead} is deployed instead");
+            self.next.denied.push(Denied {
+                revision: desired.clone(),
+                aborts: 1,
+                message: reason.to_owned(),
+                at: self.now,
+                source_commit: self.snapshot.source_commit.clone(),
+                left: false,
+            });
+            self.push(TransitionEvent::Denied, &desired, 0, (0, 0), "Denied", message, None);
+            self.describe_denied(reason);
+            return self.advance();
+        }
+        match good {
+            Some(good) if good != desired => self.deploy(&good),
+            _ => {
+                self.describe_denied(reason);
+                self.conclude(Convergence::Hold(wait_for(WaitOn::Person, None, "revision was aborted before")))
+            }
+        }
+    }
+
+    fn deploy(mut self, revision: &str) -> Turn {
+        let release = match &self.snapshot.status.release {
+            Some(release) if release.revision == revision => release.clone(),
+            _ => {
+                let release = self.release(revision, ReleaseState::FirstDeploy, 1);
+                self.next.release = Some(release);
+                let message = format!("the first version, revision {revision}, goes to full size");
+                self.push(TransitionEvent::FirstDeploy, revision, 0, (0, 0), "FirstDeploy", message, None);
+                self.describe(Phase::Pending, "FirstDeploy", "the first version is being started");
+                return self.advance();
+            }
+        };
+        let target = Target {
+            sizes: [(revision.to_owned(), self.replicas())].into(),
+            stable_service: revision.to_owned(),
+            canary_service: Some(revision.to_owned()),
+            weight: 0,
+            only_lower: false,
+        };
+        let convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
+        let ready = self.snapshot.revisions.get(revision).map_or(0, |state| state.available.min(state.ready));
+        match convergence {
+            Convergence::Reached if ready >= self.replicas() => self.promoted(release),
+            Convergence::Reached => {
+                self.describe(Phase::Pending, "FirstDeploy", "the first version is being started");
+                self.conclude(Convergence::Hold(wait_for(WaitOn::Pods, None, "the first version's pods become ready")))
+            }
+            convergence => {
+                let late = self.deadline_at(&release).is_some_and(|until| until <= self.now);
+                if late {
+                    let message = "the first version did not become ready in time; mend it, or wait";
+                    self.describe(Phase::Stalled, "ProgressDeadlineExceeded", message);
+                } else {
+                    self.describe(Phase::Pending, "FirstDeploy", "the first version is being started");
+                }
+                let until = (!late).then(|| self.deadline_at(&release)).flatten();
+                self.conclude_by(convergence, until)
+            }
+        }
+    }
+
+    // === Nothing in flight ===
+
+    fn idle(mut self, stable: &str) -> Turn {
+        if self.desired != stable {
+            let desired = self.desired.clone();
+            if let Some(reason) = self.denial(&desired) {
+                return self.deny(stable, &reason);
+            }
+            if let Some(why) = self.paused() {
+                self.describe(Phase::Paused, "Paused", &format!("{why}; revision {desired} waits"));
+                let target = self.rest(stable);
+                let convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
+                return self.conclude(or_person(convergence, "the rollout is paused"));
+            }
+            return self.start(1, "NewRevision", None);
+        }
+        let target = self.rest(stable);
+        let convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
+        let ready = self.snapshot.revisions.get(stable).map_or(0, |state| state.available.min(state.ready));
+        if ready >= self.replicas() {
+            self.describe(Phase::Ready, "Ready", &format!("revision {stable} serves everything"));
+        } else {
+            self.describe(Phase::Progressing, "PodsNotReady", &format!("pods of revision {stable} are not all ready"));
+        }
+        self.rest_or(convergence)
+    }
+
+    /// At rest: pods of stable, all traffic on stable, what was there before goes after its time.
+    fn rest(&self, stable: &str) -> Target {
+        let mut target = Target {
+            sizes: [(stable.to_owned(), self.replicas())].into(),
+            stable_service: stable.to_owned(),
+            canary_service: None,
+            weight: 0,
+            only_lower: false,
+        };
+        let kept_until = self.kept_until();
+        if kept_until.is_some_and(|until| until > self.now) {
+            for (revision, state) in &self.snapshot.revisions {
+                let promoted = self.snapshot.status.promoted_revisions.first();
+                if revision != stable && promoted == Some(revision) {
+                    target.sizes.insert(revision.clone(), state.replicas.min(self.replicas()));
+                }
+            }
+        }
+        target
+    }
+
+    fn kept_until(&self) -> Option<DateTime<Utc>> {
+        let promoted_at = self.snapshot.status.promoted_at?.min(self.now);
+        promoted_at.checked_add_signed(self.canary().scale_down_delay().delta())
+    }
+
+    /// The rest of a turn at rest: clean up, wait for the scale-down delay, or for nothing.
+    fn rest_or(self, convergence: Convergence) -> Turn {
+        if let Convergence::Reached = convergence {
+            if let Some(effect) = self.end_analyses(None).or_else(|| self.surplus()) {
+                return Turn::Apply(effect);
+            }
+            let kept =
+                self.snapshot.revisions.iter().any(|(revision, state)| {
+                    state.replicas > 0 && Some(revision) != self.next.stable_revision.as_ref()
+                });
+            let until = self.kept_until().filter(|until| *until > self.now);
+            let wait = match until {
+                Some(_) if kept => wait_for(WaitOn::ScaleDown, until, "the old version is kept for a time"),
+                _ => wait_for(WaitOn::Nothing, None, "the desired version serves everything"),
+            };
+            let stable_ready = self.next.phase == Phase::Ready;
+            if !stable_ready {
+                return self.conclude(Convergence::Hold(wait_for(WaitOn::Pods, None, "pods become ready")));
+            }
+            if self.next == self.snapshot.status {
+                return Turn::Wait(wait);
+            }
+            return self.advance();
+        }
+        self.conclude(convergence)
+    }
+
+    /// A ReplicaSet beyond the history limit, oldest first.
+    fn surplus(&self) -> Option<Effect> {
+        let status = &self.snapshot.status;
+        let mut old: Vec<_> = self
+            .snapshot
+            .revisions
+            .iter()
+            .filter(|(revision, state)| {
+                state.replicas == 0
+                    && state.current == 0
+                    && Some(*revision) != status.stable_revision.as_ref()
+                    && **revision != self.desired
+                    && status.release.as_ref().is_none_or(|release| release.revision != **revision)
+                    && self.snapshot.services.values().all(|service| service.selects.as_ref() != Some(*revision))
+            })
+            .collect();
+        if old.len() <= self.snapshot.spec.revision_history_limit() {
+            return None;
+        }
+        old.sort_by_key(|(revision, state)| (state.created_at, (*revision).clone()));
+        old.first().map(|(revision, _)| Effect::DeleteReplicaSet { revision: (*revision).clone() })
+    }
+
+    fn end_analyses(&self, keep: Option<&Release>) -> Option<Effect> {
+        let unneeded = |run: &AnalysisState| match keep {
+            None => true,
+            Some(release) => run.revision != release.revision || run.attempt != release.attempt,
+        };
+        let live = |run: &AnalysisState| {
+            matches!(run.phase, AnalysisPhase::Pending | AnalysisPhase::Running | AnalysisPhase::Holding)
+        };
+        let run = self.snapshot.analyses.iter().find(|(_, run)| live(run) && !run.terminating && unneeded(run));
+        run.map(|(name, _)| Effect::EndAnalysis { name: name.clone() })
+    }
+
+    // === A new revision ===
+
+    fn release(&self, revision: &str, state: ReleaseState, attempt: i32) -> Release {
+        Release {
+            revision: revision.to_owned(),
+            attempt,
+            state,
+            stage: 0,
+            stages: self.plan.len(),
+            plan_hash: self.plan.hash(),
+            started_at: Some(self.now),
+            stage_started_at: Some(self.now),
+            ..Release::default()
+        }
+    }
+
+    fn start(mut self, least_attempt: i32, reason: &str, actor: Option<String>) -> Turn {
+        let desired = self.desired.clone();
+        let aborts =
+            self.next.denied.iter().find(|denied| denied.revision == desired).map_or(0, |denied| denied.aborts);
+        let attempt = aborts.saturating_add(1).max(least_attempt);
+        let mut release = self.release(&desired, ReleaseState::Stepping, attempt);
+        let mut reason = reason.to_owned();
+        let mut message = format!("revision {desired} begins, attempt {attempt}");
+        if self.next.promoted_revisions.contains(&desired) && attempt == 1 {
+            release.rollback = true;
+            release.stage = self.plan.len().saturating_sub(1);
+            reason = "Rollback".to_owned();
+            message = format!("back to revision {desired}, which was good before: no pauses, no analysis");
+        }
+        let weight = self.plan.stage(release.stage).map_or(100, |stage| stage.weight);
+        let stage = release.stage;
+        self.next.release = Some(release);
+        self.push(TransitionEvent::Started, &desired, stage, (self.weight(), weight), &reason, message.clone(), actor);
+        self.describe(Phase::Progressing, "Stepping", &message);
+        self.advance()
+    }
+
+    fn supersede(mut self, release: &Release) -> Turn {
+        let desired = self.desired.clone();
+        let message = format!("git asks for revision {desired}; revision {} is given up", release.revision);
+        let weight = self.weight();
+        self.push(
+            TransitionEvent::Superseded,
+            &release.revision,
+            release.stage,
+            (weight, 0),
+            "Superseded",
+            message,
+            None,
+        );
+        self.next.release = None;
+        if self.denial(&desired).is_some() || self.paused().is_some() {
+            self.describe(Phase::Progressing, "Superseded", "traffic goes back to the stable revision");
+            return self.advance();
+        }
+        self.start(1, "NewRevision", None)
+    }
+
+    // === Through the steps ===
+
+    fn stepping(mut self, mut release: Release, stable: &str) -> Turn {
+        if release.plan_hash != self.plan.hash() {
+            return self.plan_changed(release);
+        }
+        let Some(stage) = self.plan.stage(release.stage).cloned() else {
+            // An index that no plan has: a status that was edited. The last stage needs a person.
+            release.stage = self.plan.len().saturating_sub(1);
+            release.held_for = Some(self.hold("PlanChanged", "the recorded stage does not exist"));
+            self.next.release = Some(release);
+            return self.advance();
+        };
+        let paused = self.paused();
+        let mut weight = stage.weight;
+        let held = paused.is_some() || release.held_for.is_some();
+        if held && release.reached_at.is_none() {
+            // No step: what was reached before is kept.
+            let before = release.stage.checked_sub(1).and_then(|index| self.plan.stage(index));
+            weight = before.map_or(0, |before| before.weight).min(weight.max(self.weight()));
+            if release.held_for.is_some() {
+                weight = self.weight().min(stage.weight.max(self.weight()));
+            }
+        }
+        let target = self.target(&release.revision, stable, weight);
+        let convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
+        match convergence {
+            Convergence::Do(effect) => return Turn::Apply(effect),
+            Convergence::Hold(_) if !held => {
+                let label =
+                    format!("stage {} of {}: {}", release.stage.saturating_add(1), self.plan.len(), stage.label);
+                if self.snapshot.spec.progress_deadline_abort()
+                    || self.deadline_at(&release).is_none_or(|at| at > self.now)
+                {
+                    self.describe(Phase::Progressing, "Stepping", &label);
+                    let now = self.now;
+                    let until = self.deadline_at(&release).filter(|until| release.reached_at.is_none() && *until > now);
+                    return self.conclude_by(convergence, until);
+                }
+                self.describe(Phase::Progressing, "ProgressDeadlineExceeded", &format!("{label} takes too long"));
+                return self.conclude(convergence);
+            }
+            _ => {}
+        }
+        if held {
+            let message = match (&release.held_for, paused) {
+                (Some(hold), _) => format!("{}; approve, skip or abort", hold.message),
+                (None, Some(why)) => why,
+                (None, None) => String::new(),
+            };
+            let reason = release.held_for.as_ref().map_or("Paused", |hold| hold.reason.as_str()).to_owned();
+            self.describe(Phase::Paused, &reason, &message);
+            return self.conclude(or_person(convergence, &message));
+        }
+        if release.reached_at.is_none() {
+            release.reached_at = Some(self.now);
+            self.next.release = Some(release.clone());
+        }
+        if let Some(effect) = self.end_analyses(Some(&release)) {
+            return Turn::Apply(effect);
+        }
+        self.gate(release, &stage)
+    }
+
+    fn gate(mut self, mut release: Release, stage: &Stage) -> Turn {
+        match self.passage(&release, stage) {
+            Passage::Open { verdict, runs } => self.pass(release, stage, verdict, runs),
+            Passage::Effect(effect) => Turn::Apply(effect),
+            Passage::AnotherRun => {
+                release.background_runs = release.background_runs.saturating_add(1);
+                self.next.release = Some(release);
+                self.advance()
+            }
+            Passage::Missing(wait, message) => {
+                if self.snapshot.status.phase != Phase::Holding {
+                    let weight = self.weight();
+                    let revision = release.revision.clone();
+                    self.push(
+                        TransitionEvent::Held,
+                        &revision,
+                        release.stage,
+                        (weight, weight),
+                        "MetricsUnavailable",
+                        message.clone(),
+                        None,
+                    );
+                }
+                self.describe(Phase::Holding, "MetricsUnavailable", &message);
+                self.conclude(Convergence::Hold(wait))
+            }
+            Passage::Person(hold) => {
+                let weight = self.weight();
+                let revision = release.revision.clone();
+                let (reason, message) = (hold.reason.clone(), hold.message.clone());
+                release.held_for = Some(hold);
+                self.push(
+                    TransitionEvent::Paused,
+                    &revision,
+                    release.stage,
+                    (weight, weight),
+                    &reason,
+                    message.clone(),
+                    None,
+                );
+                self.next.release = Some(release);
+                self.describe(Phase::Paused, &reason, &format!("{message}; approve, skip or abort"));
+                self.advance()
+            }
+            Passage::Closed(closed) => {
+                let label =
+                    format!("stage {} of {}: {}", release.stage.saturating_add(1), self.plan.len(), stage.label);
+                if self.snapshot.status.phase == Phase::Holding {
+                    let weight = self.weight();
+                    let revision = release.revision.clone();
+                    self.push(
+                        TransitionEvent::Resumed,
+                        &revision,
+                        release.stage,
+                        (weight, weight),
+                        "MetricsBack",
+                        "metrics are back".to_owned(),
+                        None,
+                    );
+                }
+                if closed.on == WaitOn::Person {
+                    if self.snapshot.status.phase != Phase::Paused {
+                        let weight = self.weight();
+                        let revision = release.revision.clone();
+                        self.push(
+                            TransitionEvent::Paused,
+                            &revision,
+                            release.stage,
+                            (weight, weight),
+                            "AwaitingApproval",
+                            closed.message.clone(),
+                            None,
+                        );
+                    }
+                    self.describe(Phase::Paused, "AwaitingApproval", &closed.message);
+                } else {
+                    self.describe(Phase::Progressing, "Stepping", &label);
+                }
+                self.conclude(Convergence::Hold(closed))
+            }
+        }
+    }
+
+    fn pass(mut self, mut release: Release, stage: &Stage, verdict: Option<String>, runs: Vec<String>) -> Turn {
+        let revision = release.revision.clone();
+        let actor = (!release.approvals.is_empty()).then(|| release.approvals.join(", "));
+        let reason = if release.gate_skipped { "GateSkipped" } else { "StepCompleted" };
+        let index = release.stage;
+        if index >= self.plan.len().saturating_sub(1) {
+            release.state = ReleaseState::Promoting;
+            let message = format!("every gate has passed; revision {revision} takes over");
+            self.reset_stage(&mut release);
+            self.next.release = Some(release);
+            self.push(
+                TransitionEvent::Promoting,
+                &revision,
+                index,
+                (stage.weight, 100),
+                "GatesPassed",
+                message.clone(),
+                actor,
+            );
+            self.evidence(verdict, runs);
+            self.describe(Phase::Promoting, "Promoting", &message);
+            return self.advance();
+        }
+        release.stage = index.saturating_add(1);
+        let weight = self.plan.stage(release.stage).map_or(stage.weight, |next| next.weight);
+        let done = match &verdict {
+            Some(verdict) => format!("{} is done: {verdict}", stage.label),
+            None => format!("{} is done", stage.label),
+        };
+        self.reset_stage(&mut release);
+        let label = self.plan.stage(release.stage).map(|next| next.label.clone()).unwrap_or_default();
+        let now_at = format!("stage {} of {}: {label}", release.stage.saturating_add(1), self.plan.len());
+        self.next.release = Some(release);
+        self.push(TransitionEvent::StepCompleted, &revision, index, (stage.weight, weight), reason, done, actor);
+        self.evidence(verdict, runs);
+        self.describe(Phase::Progressing, "Stepping", &now_at);
+        self.advance()
+    }
+
+    fn reset_stage(&self, release: &mut Release) {
+        release.stage_started_at = Some(self.now);
+        release.reached_at = None;
+        release.approvals.clear();
+        release.gate_skipped = false;
+        release.stages = self.plan.len();
+    }
+
+    /// What the gate of the present stage says, the background included.
+    fn passage(&self, release: &Release, stage: &Stage) -> Passage {
+        let open = |verdict, runs| Passage::Open { verdict, runs };
+        if release.promote_full || release.rollback {
+            return open(None, Vec::new());
+        }
+        let reached = release.reached_at.unwrap_or(self.now).min(self.now);
+        let mut verdicts = Vec::new();
+        let mut runs = Vec::new();
+        let mut background_wait = None;
+        if let Some((name, analysis, stage_name)) = self.background(release, stage) {
+            let Some(run) = self.snapshot.analyses.get(&name) else {
+                return Passage::Effect(start_analysis(name, stage_name, release, analysis));
+            };
+            runs.push(name);
+            match run.phase {
+                AnalysisPhase::Holding => return missing(run),
+                AnalysisPhase::Inconclusive if !release.gate_skipped => {
+                    return Passage::Person(self.hold("InconclusiveAnalysis", &run.message));
+                }
+                AnalysisPhase::Terminated if !release.gate_skipped => {
+                    return Passage::Person(
+                        self.hold("AnalysisEnded", "the background analysis was ended by somebody"),
+                    );
+                }
+                AnalysisPhase::Inconclusive | AnalysisPhase::Terminated if release.gate_skipped => {
+                    return Passage::AnotherRun;
+                }
+                // S5: a pass counts only from samples taken after this stage was reached.
+                _ if run.passed_since.is_some_and(|since| since >= reached) => {
+                    verdicts.push(format!("pass ({})", run.message));
+                }
+                AnalysisPhase::Passed => return Passage::AnotherRun,
+                _ => {
+                    let message =
+                        format!("the background analysis has not passed since this stage began: {}", run.message);
+                    background_wait = Some(wait_for(WaitOn::Analysis, None, &message));
+                }
+            }
+        }
+        if release.gate_skipped {
+            return open(None, runs);
+        }
+        match &stage.gate {
+            Gate::Ready => {}
+            Gate::Time(duration) => {
+                let until = reached.checked_add_signed(duration.delta()).unwrap_or(DateTime::<Utc>::MAX_UTC);
+                if until > self.now {
+                    return Passage::Closed(wait_for(WaitOn::Pause, Some(until), &stage.label));
+                }
+            }
+            Gate::Approvals(needed) => {
+                let given = i32::try_from(release.approvals.len()).unwrap_or(i32::MAX);
+                if given < *needed {
+                    let message = format!("waits for a person: {given} of {needed} approvals");
+                    return Passage::Closed(wait_for(WaitOn::Person, None, &message));
+                }
+            }
+            Gate::Analysis(analysis) => {
+                let stage_name = step_name(stage.step.unwrap_or_default());
+                let name = self.run_name(release, &stage_name);
+                let Some(run) = self.snapshot.analyses.get(&name) else {
+                    return Passage::Effect(start_analysis(name, stage_name, release, analysis.clone()));
+                };
+                match run.phase {
+                    AnalysisPhase::Passed => verdicts.push(format!("pass ({})", run.message)),
+                    AnalysisPhase::Holding => return missing(run),
+                    AnalysisPhase::Inconclusive => {
+                        return Passage::Person(self.hold("InconclusiveAnalysis", &run.message));
+                    }
+                    AnalysisPhase::Terminated => {
+                        return Passage::Person(self.hold("AnalysisEnded", "the analysis was ended by somebody"));
+                    }
+                    _ => {
+                        let message = format!("analysis: {}", run.message);
+                        return Passage::Closed(wait_for(WaitOn::Analysis, None, &message));
+                    }
+                }
+                runs.push(name);
+            }
+        }
+        if let Some(wait) = background_wait {
+            return Passage::Closed(wait);
+        }
+        open((!verdicts.is_empty()).then(|| verdicts.join("; ")), runs)
+    }
+
+    /// The background analysis that must stand by at this stage.
+    fn background(&self, release: &Release, stage: &Stage) -> Option<(String, AnalysisReference, String)> {
+        let background = self.snapshot.spec.strategy.canary.as_ref()?.analysis.as_ref()?;
+        let start = usize::try_from(background.starting_step.unwrap_or_default()).unwrap_or_default();
+        if stage.step.is_some_and(|step| step < start) || stage.weight == 0 {
+            return None;
+        }
+        let stage_name = match release.background_runs {
+            0 => "background".to_owned(),
+            spent => format!("background-{}", spent.saturating_add(1)),
+        };
+        Some((self.run_name(release, &stage_name), background.analysis.clone(), stage_name))
+    }
+
+    fn run_name(&self, release: &Release, stage: &str) -> String {
+        names::analysis_run(&self.snapshot.name, &self.snapshot.uid, &release.revision, release.attempt, stage)
+    }
+
+    /// The steps were edited in flight: the position is what has been reached, not an index. Nothing is promoted
+    /// because the list got shorter.
+    fn plan_changed(mut self, mut release: Release) -> Turn {
+        let weight = self.weight();
+        let reached = self.plan.stages.iter().rposition(|stage| stage.weight <= weight && stage.step.is_some());
+        let old = release.stage;
+        release.stage = reached.and_then(|index| i32::try_from(index).ok()).unwrap_or(0);
+        release.plan_hash = self.plan.hash();
+        self.reset_stage(&mut release);
+        if !release.promote_full && !release.rollback {
+            let text = format!("the steps were changed in flight; {weight} % is kept until a person approves");
+            release.held_for = Some(self.hold("PlanChanged", &text));
+        } else {
+            release.stage = self.plan.len().saturating_sub(1);
+        }
+        let revision = release.revision.clone();
+        let message = format!(
+            "the plan has {} stages now; from stage {} to stage {}",
+            self.plan.len(),
+            old.saturating_add(1),
+            release.stage.saturating_add(1)
+        );
+        let stage = release.stage;
+        self.next.release = Some(release);
+        self.push(
+            TransitionEvent::PlanChanged,
+            &revision,
+            stage,
+            (weight, weight),
+            "PlanChanged",
+            message.clone(),
+            None,
+        );
+        self.describe(Phase::Paused, "PlanChanged", &message);
+        self.advance()
+    }
+
+    fn target(&self, revision: &str, stable: &str, weight: i32) -> Target {
+        let replicas = self.replicas();
+        let size = if weight > 0 { share(replicas, weight).max(1) } else { 0 };
+        let mut sizes: std::collections::BTreeMap<String, i32> = [(stable.to_owned(), replicas)].into();
+        let kept = sizes.entry(revision.to_owned()).or_default();
+        *kept = (*kept).max(size);
+        Target {
+            sizes,
+            stable_service: stable.to_owned(),
+            canary_service: Some(revision.to_owned()),
+            weight,
+            only_lower: false,
+        }
+    }
+
+    // === Promotion ===
+
+    fn promoting(mut self, release: Release, stable: &str) -> Turn {
+        let replicas = self.replicas();
+        let target = Target {
+            sizes: [(stable.to_owned(), replicas), (release.revision.clone(), replicas)].into(),
+            stable_service: release.revision.clone(),
+            canary_service: Some(release.revision.clone()),
+            weight: 0,
+            only_lower: false,
+        };
+        match converge(self.snapshot, &target, &self.next.seen, self.now) {
+            Convergence::Reached => self.promoted(release),
+            convergence => {
+                self.describe(Phase::Promoting, "Promoting", &format!("revision {} takes over", release.revision));
+                let until = self.deadline_at(&release).filter(|until| *until > self.now);
+                self.conclude_by(convergence, until)
+            }
+        }
+    }
+
+    fn promoted(mut self, release: Release) -> Turn {
+        let revision = release.revision.clone();
+        let old = self.next.stable_revision.replace(revision.clone());
+        if let Some(old) = old.clone() {
+            self.next.promoted_revisions.retain(|known| *known != old && *known != revision);
+            self.next.promoted_revisions.insert(0, old);
+            self.next.promoted_revisions.truncate(REMEMBERED_REVISIONS);
+        }
+        self.next.denied.retain(|denied| denied.revision != revision);
+        self.next.release = None;
+        self.next.promoted_at = Some(self.now);
+        let message = format!("revision {revision} is stable now");
+        let weight = self.weight();
+        self.push(
+            TransitionEvent::Promoted,
+            &revision,
+            release.stage,
+            (weight.max(if old.is_some() { 100 } else { 0 }), 100),
+            "Promoted",
+            message.clone(),
+            None,
+        );
+        if let Some(transition) = self.next.pending_log.last_mut() {
+            transition.revision_from = old;
+            transition.attempt = release.attempt;
+        }
+        if self.desired == revision {
+            self.describe(Phase::Ready, "Ready", &format!("revision {revision} serves everything"));
+        } else {
+            self.describe(Phase::Progressing, "Promoted", &message);
+        }
+        self.advance()
+    }
+
+    // === Back ===
+
+    fn abort(mut self, mut release: Release, abort: Abort) -> Turn {
+        let revision = release.revision.clone();
+        let weight = self.weight();
+        let (stage, attempt) = (release.stage, release.attempt);
+        let runs: Vec<String> = self.runs(&release).map(|(name, _)| name.clone()).collect();
+        let verdict = match abort.cause {
+            AbortCause::Verdict => Some(format!("fail ({})", abort.message)),
+            AbortCause::DataMissing => Some(format!("no data ({})", abort.message)),
+            _ => None,
+        };
+        release.state = ReleaseState::Aborted;
+        release.held_for = None;
+        release.abort = Some(abort.clone());
+        self.next.release = Some(release);
+        // A revert is a person's word on where to be, not a verdict on the revision.
+        if abort.cause != AbortCause::Revert {
+            let aborts =
+                self.next.denied.iter().find(|denied| denied.revision == revision).map_or(0, |denied| denied.aborts);
+            self.next.denied.retain(|denied| denied.revision != revision);
+            self.next.denied.push(Denied {
+                revision: revision.clone(),
+                aborts: aborts.saturating_add(1),
+                message: abort.message.clone(),
+                at: self.now,
+                source_commit: self.snapshot.source_commit.clone(),
+                left: false,
+            });
+            let surplus = self.next.denied.len().saturating_sub(REMEMBERED);
+            self.next.denied.drain(..surplus);
+        }
+        for word in &self.snapshot.interventions {
+            // The word that aborted is taken; the others are answered one by one.
+            if word.action == InterventionAction::Abort && word.revision == revision {
+                self.next.taken_interventions.push(word.uid.clone());
+            }
+        }
+        let reason = format!("{:?}", abort.cause);
+        self.push(
+            TransitionEvent::Aborted,
+            &revision,
+            stage,
+            (weight, 0),
+            &reason,
+            abort.message.clone(),
+            abort.actor.clone(),
+        );
+        if let Some(transition) = self.next.pending_log.last_mut() {
+            transition.attempt = attempt;
+        }
+        self.evidence(verdict, runs);
+        self.describe_aborted(&abort);
+        self.advance()
+    }
+
+    fn aborted(mut self, release: Release, stable: &str) -> Turn {
+        let abort = release.abort.clone().unwrap_or_else(|| Abort {
+            cause: AbortCause::Intervention,
+            message: "no cause is recorded".to_owned(),
+            at: self.now,
+            actor: None,
+        });
+        let desired = self.desired.clone();
+        let replicas = self.replicas();
+        let kept_until = abort.at.min(self.now).checked_add_signed(self.canary().abort_scale_down_delay().delta());
+        let kept = kept_until.filter(|until| *until > self.now);
+        let mut target = Target {
+            sizes: [(stable.to_owned(), replicas)].into(),
+            stable_service: stable.to_owned(),
+            canary_service: None,
+            weight: 0,
+            only_lower: true,
+        };
+        let state = self.snapshot.revisions.get(&release.revision);
+        if kept.is_some()
+            && release.revision != stable
+            && let Some(state) = state
+        {
+            target.sizes.insert(release.revision.clone(), state.replicas);
+        }
+        let convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
+        if let Convergence::Do(effect) = convergence {
+            return Turn::Apply(effect);
+        }
+        if let Some(effect) = self.end_analyses(None) {
+            return Turn::Apply(effect);
+        }
+        let back = self.next.seen.weight.as_ref().is_some_and(|weight| weight.value == 0);
+        let gone = state.is_none_or(|state| state.replicas == 0);
+        if desired != stable && desired != release.revision && back {
+            if self.denial(&desired).is_none() && self.paused().is_none() {
+                self.next.release = None;
+                return self.start(1, "NewRevision", None);
+            }
+        } else if desired == release.revision
+            && desired != stable
+            && back
+            && self.denial(&desired).is_none()
+            && self.paused().is_none()
+        {
+            // Aborted by a revert, and now asked for again: that is a person's word.
+            return self.start(release.attempt.saturating_add(1), "AskedAgain", None);
+        }
+        if desired == stable && back {
+            self.describe(Phase::Ready, "Ready", &format!("revision {stable} serves everything"));
+            if gone {
+                self.next.release = None;
+            }
+        } else {
+            self.describe_aborted(&abort);
+        }
+        match convergence {
+            Convergence::Reached if !gone && kept.is_some() => {
+                self.conclude(Convergence::Hold(wait_for(WaitOn::ScaleDown, kept, "the canary is kept for a time")))
+            }
+            Convergence::Reached => {
+                let person = if desired == stable { WaitOn::Nothing } else { WaitOn::Person };
+                self.conclude(Convergence::Hold(wait_for(person, None, "stable serves everything")))
+            }
+            convergence => self.conclude_by(convergence, kept),
+        }
+    }
+
+    // === Consent ===
+
+    /// Why a revision must not be rolled out without a person's word, if so.
+    fn denial(&self, revision: &str) -> Option<String> {
+        if let Some(denied) = self.next.denied.iter().find(|denied| denied.revision == revision) {
+            let asked_again = denied.aborts == 1
+                && self.was_left(revision)
+                && (self.snapshot.source_commit.is_none() || self.snapshot.source_commit != denied.source_commit);
+            return (!asked_again).then(|| denied.message.clone());
+        }
+        if self.snapshot.status.stable_revision.is_none() && self.snapshot.status.release.is_none() {
+            return self.snapshot.ledger.aborted.get(revision).cloned();
+        }
+        None
+    }
+
+    /// Git has asked for something else since the abort, as recorded before this turn.
+    fn was_left(&self, revision: &str) -> bool {
+        self.snapshot.status.denied.iter().any(|denied| denied.revision == revision && denied.left)
+    }
+
+    fn deny(mut self, stable: &str, reason: &str) -> Turn {
+        let desired = self.desired.clone();
+        let said = self.snapshot.status.phase == Phase::Aborted && self.snapshot.status.revision == desired;
+        if !said {
+            let message = format!("revision {desired} was aborted before ({reason}); it needs a person's word");
+            let weight = self.weight();
+            self.push(TransitionEvent::Denied, &desired, 0, (weight, weight), "Denied", message, None);
+            self.describe_denied(reason);
+            return self.advance();
+        }
+        self.describe_denied(reason);
+        let target = self.rest(stable);
+        let convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
+        if let Convergence::Reached = convergence
+            && let Some(effect) = self.end_analyses(None)
+        {
+            return Turn::Apply(effect);
+        }
+        self.conclude(or_person(convergence, "the revision was aborted before"))
+    }
+
+    // === What people say ===
+
+    fn take(mut self, word: &InterventionState) -> Turn {
+        self.next.taken_interventions.push(word.uid.clone());
+        // Forget only what no longer waits to be taken: the answer in its status keeps it from coming back.
+        let surplus = self.next.taken_interventions.len().saturating_sub(REMEMBERED);
+        self.next.taken_interventions.drain(..surplus);
+        match self.obey(word) {
+            Ok(turn) => turn,
+            Err((mut decision, message)) => {
+                decision.next.refused_interventions.push(RefusedIntervention { uid: word.uid.clone(), message });
+                let surplus = decision.next.refused_interventions.len().saturating_sub(REMEMBERED);
+                decision.next.refused_interventions.drain(..surplus);
+                decision.advance()
+            }
+        }
+    }
+
+    fn obey(mut self, word: &InterventionState) -> Result<Turn, (Self, String)> {
+        let desired = self.desired.clone();
+        let weight = self.weight();
+        let actor = Some(word.actor.clone());
+        let reason = if word.reason.is_empty() { String::new() } else { format!(": {}", word.reason) };
+        if word.revision != desired {
+            return Err((self, format!("it is about revision {}, but git asks for {desired}", word.revision)));
+        }
+        let release = self.in_flight().filter(|release| release.revision == desired).cloned();
+        match word.action {
+            InterventionAction::Pause => {
+                if self.next.paused_by.is_some() {
+                    return Err((self, "it is paused already".to_owned()));
+                }
+                let text = word.reason.clone();
+                self.next.paused_by = Some(PausedBy { actor: word.actor.clone(), reason: text, since: self.now });
+                let message = format!("paused by {}{reason}", word.actor);
+                let stage = release.as_ref().map_or(0, |release| release.stage);
+                self.push(
+                    TransitionEvent::Paused,
+                    &desired,
+                    stage,
+                    (weight, weight),
+                    "PausedByPerson",
+                    message.clone(),
+                    actor,
+                );
+                if self.next.phase != Phase::Ready {
+                    self.describe(Phase::Paused, "Paused", &message);
+                }
+                return Ok(self.advance());
+            }
+            InterventionAction::Resume => {
+                if self.next.paused_by.take().is_none() {
+                    return Err((self, "nobody has paused it".to_owned()));
+                }
+                let message = format!("resumed by {}{reason}", word.actor);
+                let stage = release.as_ref().map_or(0, |release| release.stage);
+                self.push(
+                    TransitionEvent::Resumed,
+                    &desired,
+                    stage,
+                    (weight, weight),
+                    "ResumedByPerson",
+                    message.clone(),
+                    actor,
+                );
+                if self.next.phase != Phase::Ready {
+                    self.describe(Phase::Progressing, "Stepping", &message);
+                }
+                return Ok(self.advance());
+            }
+            InterventionAction::Retry => return self.retry(word),
+            _ => {}
+        }
+        let Some(mut release) = release else {
+            return Err((self, "nothing is in flight".to_owned()));
+        };
+        if word.attempt.is_some_and(|attempt| attempt != release.attempt) {
+            let message = format!(
+                "it is about attempt {}, but attempt {} is in flight",
+                word.attempt.unwrap_or_default(),
+                release.attempt
+            );
+            return Err((self, message));
+        }
+        if word.stage.is_some_and(|stage| stage != release.stage) {
+            let message = format!(
+                "it is about stage {}, but stage {} is the present one",
+                word.stage.unwrap_or_default().saturating_add(1),
+                release.stage.saturating_add(1)
+            );
+            return Err((self, message));
+        }
+        if release.state == ReleaseState::Promoting {
+            return Err((self, "every gate has passed already".to_owned()));
+        }
+        match word.action {
+            InterventionAction::Promote => {
+                let from = release.stage;
+                release.stage = self.plan.len().saturating_sub(1);
+                self.reset_stage(&mut release);
+                release.promote_full = true;
+                release.held_for = None;
+                self.next.release = Some(release);
+                self.next.paused_by = None;
+                let message = format!("to full weight past all gates, by {}{reason}", word.actor);
+                self.push(
+                    TransitionEvent::StepCompleted,
+                    &desired,
+                    from,
+                    (weight, 100),
+                    "PromoteFull",
+                    message.clone(),
+                    actor,
+                );
+                self.describe(Phase::Progressing, "Stepping", &message);
+            }
+            InterventionAction::Approve | InterventionAction::Skip => {
+                let stage = self.plan.stage(release.stage).cloned();
+                let gate = stage.map(|stage| stage.gate);
+                let held = release.held_for.take();
+                if release.approvals.contains(&word.actor) && held.is_none() {
+                    return Err((self, format!("{} has approved this stage already", word.actor)));
+                }
+                if held.is_none() && release.reached_at.is_none() {
+                    return Err((self, "the stage is not reached yet: there is nothing to approve".to_owned()));
+                }
+                release.approvals.push(word.actor.clone());
+                let counts = matches!(gate, Some(Gate::Approvals(_)))
+                    && word.action == InterventionAction::Approve
+                    && held.is_none();
+                match &held {
+                    Some(hold) if hold.reason == "PlanChanged" => release.approvals.clear(),
+                    _ if counts => {}
+                    _ => release.gate_skipped = true,
+                }
+                if held.is_none() && !counts && matches!(gate, Some(Gate::Ready)) {
+                    return Err((self, "the present stage waits for no person".to_owned()));
+                }
+                let was_held = held.is_some();
+                self.next.release = Some(release);
+                let message = format!("approved by {}{reason}", word.actor);
+                if was_held {
+                    let stage = self.next.release.as_ref().map_or(0, |release| release.stage);
+                    self.push(
+                        TransitionEvent::Resumed,
+                        &desired,
+                        stage,
+                        (weight, weight),
+                        "ApprovedByPerson",
+                        message.clone(),
+                        actor,
+                    );
+                }
+                self.describe(Phase::Progressing, "Stepping", &message);
+            }
+            InterventionAction::Abort
+            | InterventionAction::Pause
+            | InterventionAction::Resume
+            | InterventionAction::Retry => {
+                return Err((self, "it does not fit what is in flight".to_owned()));
+            }
+        }
+        Ok(self.advance())
+    }
+
+    fn retry(mut self, word: &InterventionState) -> Result<Turn, (Self, String)> {
+        let desired = self.desired.clone();
+        let aborted = self
+            .snapshot
+            .status
+            .release
+            .as_ref()
+            .filter(|release| release.state == ReleaseState::Aborted && release.revision == desired);
+        let attempt = aborted.map_or(1, |release| release.attempt.saturating_add(1));
+        if aborted.is_none() && self.denial(&desired).is_none() {
+            return Err((self, "it was not aborted: there is nothing to retry".to_owned()));
+        }
+        if Some(&desired) == self.snapshot.status.stable_revision.as_ref() {
+            return Err((self, "the revision is stable".to_owned()));
+        }
+        let actor = Some(word.actor.clone());
+        if self.snapshot.status.stable_revision.is_none() {
+            // A first deploy that was denied: the person's word lifts it.
+            self.next.denied.retain(|denied| denied.revision != desired);
+            let mut release = self.release(&desired, ReleaseState::FirstDeploy, 1);
+            release.attempt = 2;
+            self.next.release = Some(release);
+            let message = format!("retried by {}", word.actor);
+            self.push(TransitionEvent::FirstDeploy, &desired, 0, (0, 0), "Retry", message.clone(), actor);
+            self.describe(Phase::Pending, "FirstDeploy", &message);
+            return Ok(self.advance());
+        }
+        Ok(self.start(attempt, "Retry", actor))
+    }
+
+    fn paused(&self) -> Option<String> {
+        if self.snapshot.spec.paused {
+            return Some("paused by spec.paused".to_owned());
+        }
+        self.next.paused_by.as_ref().map(|paused| match paused.reason.as_str() {
+            "" => format!("paused by {}", paused.actor),
+            reason => format!("paused by {}: {reason}", paused.actor),
+        })
+    }
+
+    // === What is said ===
+
+    fn weight(&self) -> i32 {
+        self.next.weight.unwrap_or(0)
+    }
+
+    fn hold(&self, reason: &str, message: &str) -> Hold {
+        Hold { reason: reason.to_owned(), message: message.to_owned(), since: self.now }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the columns of a record")]
+    fn push(
+        &mut self,
+        event: TransitionEvent,
+        revision: &str,
+        stage: i32,
+        weight: (i32, i32),
+        reason: &str,
+        message: String,
+        actor: Option<String>,
+    ) {
+        self.next.sequence = self.next.sequence.saturating_add(1);
+        let attempt = self.next.release.as_ref().map_or(1, |release| release.attempt);
+        let stages = self.plan.len().max(1);
+        self.next.pending_log.push(Transition {
+            sequence: self.next.sequence,
+            event,
+            at: self.now,
+            stage: stage.saturating_add(1).clamp(1, stages),
+            stages,
+            weight_from: weight.0,
+            weight_to: weight.1,
+            revision_from: self.snapshot.status.stable_revision.clone(),
+            revision_to: revision.to_owned(),
+            attempt,
+            reason: reason.to_owned(),
+            message,
+            verdict: None,
+            actor,
+            source_commit: self.snapshot.source_commit.clone(),
+            analysis_runs: Vec::new(),
+        });
+    }
+
+    fn evidence(&mut self, verdict: Option<String>, runs: Vec<String>) {
+        if let Some(transition) = self.next.pending_log.last_mut() {
+            transition.verdict = verdict;
+            transition.analysis_runs = runs;
+        }
+    }
+
+    fn describe_aborted(&mut self, abort: &Abort) {
+        let message = format!("{}; stable serves everything. Revert the commit, or retry", abort.message);
+        self.describe(Phase::Aborted, &format!("{:?}", abort.cause), &message);
+    }
+
+    fn describe_denied(&mut self, reason: &str) {
+        let desired = self.desired.clone();
+        let message = format!("revision {desired} was aborted before ({reason}); change the template, or retry it");
+        self.describe(Phase::Aborted, "Denied", &message);
+    }
+
+    fn stalled(mut self, problem: &Problem) -> Turn {
+        self.describe(Phase::Stalled, &problem.reason, &problem.message);
+        self.conclude(Convergence::Hold(wait_for(WaitOn::Spec, None, &problem.message)))
+    }
+
+    /// Phase, message and conditions (kstatus): one table.
+    fn describe(&mut self, phase: Phase, reason: &str, message: &str) {
+        self.next.phase = phase;
+        self.next.message = message.to_owned();
+        let generation = self.snapshot.generation;
+        let now = self.now;
+        let conditions = &mut self.next.conditions;
+        let mut set = |type_: &str, status| {
+            conditions.set_condition(Condition {
+                type_: type_.to_owned(),
+                status,
+                reason: reason.to_owned(),
+                message: message.to_owned(),
+                last_transition_time: now,
+                observed_generation: Some(generation),
+            });
+        };
+        let ready = match phase {
+            Phase::Ready => ConditionStatus::True,
+            Phase::Aborted | Phase::Stalled => ConditionStatus::False,
+            _ => ConditionStatus::Unknown,
+        };
+        let holds = |holds| if holds { ConditionStatus::True } else { ConditionStatus::False };
+        let moving =
+            matches!(phase, Phase::Pending | Phase::Progressing | Phase::Paused | Phase::Holding | Phase::Promoting);
+        set("Ready", ready);
+        set("Reconciling", holds(moving));
+        set("Stalled", holds(phase == Phase::Stalled));
+        set("Paused", holds(phase == Phase::Paused));
+        set("Aborted", holds(phase == Phase::Aborted));
+        set("Promoted", holds(phase == Phase::Ready));
+    }
+
+    fn label(&mut self) {
+        self.next.step_label = match &self.next.release {
+            Some(release) if release.state != ReleaseState::FirstDeploy => {
+                format!("{}/{}", release.stage.saturating_add(1).clamp(1, self.plan.len().max(1)), self.plan.len())
+            }
+            _ => String::new(),
+        };
+    }
+
+    // === How a turn ends ===
+
+    fn advance(mut self) -> Turn {
+        self.label();
+        Turn::Advance(Box::new(self.next))
+    }
+
+    fn conclude(self, convergence: Convergence) -> Turn {
+        self.conclude_by(convergence, None)
+    }
+
+    /// An effect is performed; else what has changed in the status is written; else the turn waits, at the latest
+    /// until `by`.
+    fn conclude_by(mut self, convergence: Convergence, by: Option<DateTime<Utc>>) -> Turn {
+        let mut wait = match convergence {
+            Convergence::Do(effect) => return Turn::Apply(effect),
+            Convergence::Hold(wait) => wait,
+            Convergence::Reached => wait_for(WaitOn::Nothing, None, "the target holds"),
+        };
+        self.label();
+        let before = &self.snapshot.status;
+        // Pods come and go: their counts alone are not worth a write while something is on its way.
+        let counts = (self.next.replicas, self.next.ready_replicas, self.next.updated_replicas);
+        (self.next.replicas, self.next.ready_replicas, self.next.updated_replicas) =
+            (before.replicas, before.ready_replicas, before.updated_replicas);
+        if self.next != *before
+            || wait.on == WaitOn::Nothing && counts != (before.replicas, before.ready_replicas, before.updated_replicas)
+        {
+            (self.next.replicas, self.next.ready_replicas, self.next.updated_replicas) = counts;
+            return Turn::Advance(Box::new(self.next));
+        }
+        wait.until = [wait.until, by].into_iter().flatten().min();
+        Turn::Wait(wait)
+    }
+}
+
+fn step_name(step: usize) -> String {
+    format!("step-{step}")
+}
+
+fn start_analysis(name: String, stage: String, release: &Release, analysis: AnalysisReference) -> Effect {
+    Effect::StartAnalysis { name, stage, revision: release.revision.clone(), attempt: release.attempt, analysis }
+}
+
+fn missing(run: &AnalysisState) -> Passage {
+    Passage::Missing(wait_for(WaitOn::Metrics, run.hold_until, &run.message), run.message.clone())
+}
+
+fn or_person(convergence: Convergence, message: &str) -> Convergence {
+    match convergence {
+        Convergence::Reached => Convergence::Hold(wait_for(WaitOn::Person, None, message)),
+        other => other,
+    }
+}
+
+fn wait_for(on: WaitOn, until: Option<DateTime<Utc>>, message: &str) -> Wait {
+    Wait { until, on, message: message.to_owned() }
+}
+
+fn wait(on: WaitOn, until: Option<DateTime<Utc>>, message: String) -> Turn {
+    Turn::Wait(Wait { until, on, message })
+}

@@ -1,0 +1,211 @@
+//! From a strategy to stages: the one place where strategies differ.
+//!
+//! Pure and total: what cannot be compiled becomes [`Problem`]s that name their fields.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+
+use super::Problem;
+use crate::api::{AnalysisReference, CanaryStrategy, Duration, RolloutSpec, names};
+
+/// Everything that lies ahead of a new version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The stages in order; the last one is full weight. Never empty.
+    pub stages: Vec<Stage>,
+}
+
+/// A weight to reach, and what must hold before the next stage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    /// The canary's weight in percent.
+    pub weight: i32,
+    /// What opens the way on.
+    pub gate: Gate,
+    /// In a few words.
+    pub label: String,
+    /// The step of the spec it comes from; none for the last one.
+    pub step: Option<usize>,
+}
+
+/// What opens the way to the next stage.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Gate {
+    /// The weight is in effect.
+    Ready,
+    /// Time has passed since.
+    Time(Duration),
+    /// So many different people have approved.
+    Approvals(i32),
+    /// An analysis has passed.
+    Analysis(AnalysisReference),
+}
+
+impl Gate {
+    /// In a few words.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Ready => "ready".to_owned(),
+            Self::Time(duration) => format!("{duration}"),
+            Self::Approvals(1) => "1 approval".to_owned(),
+            Self::Approvals(number) => format!("{number} approvals"),
+            Self::Analysis(analysis) => {
+                let names: Vec<&str> =
+                    analysis.templates.iter().map(|template| template.template_name.as_str()).collect();
+                format!("analysis {}", names.join(", "))
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// Names the plan: two plans of the same hash have the same stages.
+    pub fn hash(&self) -> String {
+        let mut digest = names::hex(&Sha256::digest(format!("{:?}", self.stages)));
+        digest.truncate(12);
+        digest
+    }
+
+    /// The stage of an index that may be out of range: a status is never trusted.
+    pub fn stage(&self, index: i32) -> Option<&Stage> {
+        self.stages.get(usize::try_from(index).ok()?)
+    }
+
+    /// How many stages there are.
+    pub fn len(&self) -> i32 {
+        i32::try_from(self.stages.len()).unwrap_or(i32::MAX)
+    }
+
+    /// Whether there are none; never so for a compiled plan.
+    pub fn is_empty(&self) -> bool {
+        self.stages.is_empty()
+    }
+}
+
+/// Compiles the strategy.
+///
+/// # Errors
+/// Every problem found, not only the first.
+pub fn plan(spec: &RolloutSpec) -> Result<Plan, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let canary = match (&spec.strategy.canary, &spec.strategy.blue_green) {
+        (Some(canary), None) => canary,
+        (None, Some(_)) => {
+            return Err(vec![unsupported("spec.strategy.blueGreen", "is not served yet; use spec.strategy.canary")]);
+        }
+        _ => return Err(vec![invalid("spec.strategy", "name exactly one of canary and blueGreen")]),
+    };
+    if spec.replicas() < 0 {
+        problems.push(invalid("spec.replicas", "must not be negative"));
+    }
+    if spec.selector.match_labels.is_empty() {
+        problems.push(invalid("spec.selector.matchLabels", "must not be empty"));
+    }
+    let labels: BTreeMap<&str, &str> = spec.template.labels().collect();
+    for (key, value) in &spec.selector.match_labels {
+        if labels.get(key.as_str()) != Some(&value.as_str()) {
+            let cure = format!("must carry {key}: {value}, which spec.selector asks for");
+            problems.push(invalid("spec.template.metadata.labels", &cure));
+        }
+    }
+    for key in [names::REVISION, names::ROLLOUT] {
+        if labels.contains_key(key) || spec.selector.match_labels.contains_key(key) {
+            problems
+                .push(invalid("spec.template.metadata.labels", &format!("{key} is set by the operator; remove it")));
+        }
+    }
+    if spec.template.images().next().is_none() {
+        problems.push(invalid("spec.template.spec.containers", "name at least one container with an image"));
+    }
+    services_and_routes(canary, &mut problems);
+    let stages = stages(canary, &mut problems);
+    if problems.is_empty() { Ok(Plan { stages }) } else { Err(problems) }
+}
+
+fn services_and_routes(canary: &CanaryStrategy, problems: &mut Vec<Problem>) {
+    const ROOT: &str = "spec.strategy.canary";
+    if canary.traffic_routing.is_none() {
+        let cure = "a canary without a router is not served yet; name gatewayAPI.httpRoutes";
+        problems.push(unsupported(&format!("{ROOT}.trafficRouting"), cure));
+    } else if canary.http_routes().next().is_none() {
+        problems.push(invalid(&format!("{ROOT}.trafficRouting.gatewayAPI.httpRoutes"), "name at least one route"));
+    }
+    for (field, service) in [("stableService", &canary.stable_service), ("canaryService", &canary.canary_service)] {
+        if service.as_deref().is_none_or(str::is_empty) {
+            problems.push(invalid(&format!("{ROOT}.{field}"), "is required"));
+        }
+    }
+    if canary.stable_service.is_some() && canary.stable_service == canary.canary_service {
+        problems.push(invalid(&format!("{ROOT}.canaryService"), "must differ from stableService"));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for (index, route) in canary.http_routes().enumerate() {
+        if !seen.insert(route) {
+            let field = format!("{ROOT}.trafficRouting.gatewayAPI.httpRoutes[{index}].name");
+            problems.push(invalid(&field, &format!("{route} is named twice")));
+        }
+    }
+    let steps = i32::try_from(canary.steps.len()).unwrap_or(i32::MAX);
+    let start = canary.analysis.as_ref().and_then(|analysis| analysis.starting_step).unwrap_or_default();
+    if start < 0 || start > steps {
+        problems.push(invalid(&format!("{ROOT}.analysis.startingStep"), &format!("must be within 0 and {steps}")));
+    }
+}
+
+fn stages(canary: &CanaryStrategy, problems: &mut Vec<Problem>) -> Vec<Stage> {
+    let mut stages = Vec::with_capacity(canary.steps.len() + 1);
+    let mut weight = 0;
+    for (index, step) in canary.steps.iter().enumerate() {
+        let field = format!("spec.strategy.canary.steps[{index}]");
+        let (gate, label) = match (step.set_weight, &step.pause, &step.analysis) {
+            (Some(percent), None, None) => {
+                if !(0..=100).contains(&percent) {
+                    let side = if percent > 100 { "above 100" } else { "below 0" };
+                    problems.push(invalid(&format!("{field}.setWeight"), &format!("{percent} is {side}")));
+                }
+                weight = percent.clamp(0, 100);
+                (Gate::Ready, format!("{weight} %"))
+            }
+            (None, Some(pause), None) => match (pause.duration, pause.approvals) {
+                (Some(_), Some(_)) => {
+                    problems.push(invalid(&format!("{field}.pause"), "give duration or approvals, not both"));
+                    continue;
+                }
+                (Some(duration), None) => (Gate::Time(duration), format!("pause {duration}")),
+                (None, approvals) => {
+                    let approvals = approvals.unwrap_or(1);
+                    if approvals < 1 {
+                        problems.push(invalid(&format!("{field}.pause.approvals"), "must be at least 1"));
+                    }
+                    let gate = Gate::Approvals(approvals);
+                    let label = format!("pause for {}", gate.label());
+                    (gate, label)
+                }
+            },
+            (None, None, Some(analysis)) => {
+                if analysis.templates.is_empty() {
+                    problems.push(invalid(&format!("{field}.analysis.templates"), "name at least one template"));
+                }
+                let gate = Gate::Analysis(analysis.clone());
+                let label = gate.label();
+                (gate, label)
+            }
+            _ => {
+                problems.push(invalid(&field, "holds exactly one of setWeight, pause and analysis"));
+                continue;
+            }
+        };
+        stages.push(Stage { weight, gate, label, step: Some(index) });
+    }
+    stages.push(Stage { weight: 100, gate: Gate::Ready, label: "promote".to_owned(), step: None });
+    stages
+}
+
+fn invalid(field: &str, message: &str) -> Problem {
+    Problem { reason: "InvalidSpec".to_owned(), field: Some(field.to_owned()), message: format!("{field}: {message}") }
+}
+
+fn unsupported(field: &str, message: &str) -> Problem {
+    Problem { reason: "Unsupported".to_owned(), field: Some(field.to_owned()), message: format!("{field}: {message}") }
+}
