@@ -12,6 +12,8 @@ pub const SOURCE_COMMIT: &str = "sluice.dev/source-commit";
 pub const SOURCE_DIGEST: &str = "sluice.dev/source-digest";
 /// On applied objects: `namespace/name` of the DeployRepo that applied it.
 pub const DEPLOY_REPO: &str = "sluice.dev/deploy-repo";
+/// On applied objects: `disabled` keeps the object when it leaves the repository.
+pub const PRUNE: &str = "sluice.dev/prune";
 /// On ReplicaSets: the full SHA-256 (version 1 of the algorithm) of the pod template.
 pub const TEMPLATE_HASH_V1: &str = "sluice.dev/template-hash-v1";
 /// The field manager of everything the rollout controller writes.

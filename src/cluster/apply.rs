@@ -23,9 +23,6 @@ use crate::api::{InventoryEntry, names};
 /// anything, so neither needs to end before the lease does.
 const PATIENT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// An annotation that keeps an object when it leaves the repository: `disabled`.
-pub const PRUNE: &str = "sluice.dev/prune";
-
 /// An object of any kind, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -103,7 +100,7 @@ impl Live {
 
     /// It is to be kept when it leaves the repository.
     pub fn is_prune_disabled(&self) -> bool {
-        self.annotations.get(PRUNE).is_some_and(|value| value == "disabled")
+        self.annotations.get(names::PRUNE).is_some_and(|value| value == "disabled")
     }
 }
 
@@ -117,13 +114,13 @@ pub enum ApplyError {
     #[error("{target} has changed meanwhile")]
     Conflict {
         /// The object.
-        target: Target,
+        target: Box<Target>,
     },
     /// The API server refuses. Trying again is of no use before something is mended.
     #[error("{message}")]
     Refused {
         /// The object.
-        target: Target,
+        target: Box<Target>,
         /// `Forbidden`, `Invalid`, …
         reason: String,
         /// In the API server's words.
@@ -133,19 +130,19 @@ pub enum ApplyError {
     #[error("the cluster has no kind {} in {}", target.kind, target.api_version)]
     UnknownKind {
         /// The object.
-        target: Target,
+        target: Box<Target>,
     },
     /// No answer in time: a write may have happened.
     #[error("no answer about {target} in time")]
     Timeout {
         /// The object.
-        target: Target,
+        target: Box<Target>,
     },
     /// The API server could not be asked, or had trouble of its own.
     #[error("{target}: {source}")]
     Api {
         /// The object.
-        target: Target,
+        target: Box<Target>,
         /// The error.
         source: Box<kube::Error>,
     },
@@ -194,26 +191,20 @@ impl Applier {
 
     /// The metadata of an object; `None` when there is none, or its kind is not served (any more).
     pub async fn live(&self, target: &Target) -> Result<Option<Live>, ApplyError> {
-        let api = match self.api(target).await {
-            Err(ApplyError::UnknownKind { .. }) => return Ok(None),
-            api => api?,
+        let look = async {
+            let api = self.api(target).await?;
+            self.read(target, api.get_metadata(&target.name)).await
         };
-        match read(target, api.get_metadata(&target.name)).await {
-            Ok(object) => Ok(Some(Live::of(&object.metadata))),
-            Err(error) => self.absent(target, error),
-        }
+        Ok(or_absent(look.await)?.map(|object| Live::of(&object.metadata)))
     }
 
     /// A whole object; `None` when there is none.
     pub async fn get(&self, target: &Target) -> Result<Option<Value>, ApplyError> {
-        let api = match self.api(target).await {
-            Err(ApplyError::UnknownKind { .. }) => return Ok(None),
-            api => api?,
+        let look = async {
+            let api = self.api(target).await?;
+            self.read(target, api.get(&target.name)).await
         };
-        match read(target, api.get(&target.name)).await {
-            Ok(object) => Ok(Some(serde_json::to_value(object).unwrap_or_default())),
-            Err(error) => self.absent(target, error),
-        }
+        Ok(or_absent(look.await)?.map(|object| serde_json::to_value(object).unwrap_or_default()))
     }
 
     /// The data of a Secret, read by its name; `None` when there is none.
@@ -225,19 +216,15 @@ impl Applier {
             name: name.to_owned(),
         };
         let api: Api<k8s_openapi::api::core::v1::Secret> = Api::namespaced(self.client.clone(), namespace);
-        let secret = match read(&target, api.get_opt(name)).await? {
-            Some(secret) => secret,
-            None => return Ok(None),
-        };
-        let data = secret.data.into_iter().flatten();
-        Ok(Some(data.map(|(key, bytes)| (key, bytes.0)).collect()))
+        let secret = or_absent(self.read(&target, api.get(name)).await)?;
+        Ok(secret.map(|secret| secret.data.into_iter().flatten().map(|(key, bytes)| (key, bytes.0)).collect()))
     }
 
     /// Tries an apply on the server, admission and defaults included, and changes nothing.
     pub async fn dry_run(&self, target: &Target, object: &Value) -> Result<(), ApplyError> {
         let api = self.api(target).await?;
         let params = apply_params().dry_run();
-        read(target, api.patch(&target.name, &params, &Patch::Apply(object))).await.map(drop)
+        self.read(target, api.patch(&target.name, &params, &Patch::Apply(object))).await.map(drop)
     }
 
     /// Applies an object. With [`Basis::Absent`] it is created, or joined with what somebody created meanwhile.
@@ -262,23 +249,20 @@ impl Applier {
 
     /// Deletes an object as it was seen, what it owns after it. One that is gone already is as good.
     pub async fn delete(&self, target: &Target, uid: &str, resource_version: &str) -> Result<(), ApplyError> {
-        let api = match self.api(target).await {
-            Err(ApplyError::UnknownKind { .. }) => return Ok(()),
-            api => api?,
-        };
         let params = DeleteParams::background().preconditions(Preconditions {
             uid: Some(uid.to_owned()),
             resource_version: Some(resource_version.to_owned()),
         });
-        match self.write(target, "delete", api.delete(&target.name, &params)).await {
-            Ok(_) => Ok(()),
-            Err(error) => self.absent::<()>(target, error).map(|_| ()),
-        }
+        let deletion = async {
+            let api = self.api(target).await?;
+            self.write(target, "delete", api.delete(&target.name, &params)).await
+        };
+        or_absent(deletion.await).map(drop)
     }
 
     async fn api(&self, target: &Target) -> Result<Api<DynamicObject>, ApplyError> {
         let served = self.discovery.find(&target.api_version, &target.kind).await?;
-        let served = served.ok_or_else(|| ApplyError::UnknownKind { target: target.clone() })?;
+        let served = served.ok_or_else(|| ApplyError::UnknownKind { target: Box::new(target.clone()) })?;
         Ok(if served.namespaced {
             Api::namespaced_with(self.client.clone(), &target.namespace, &served.resource)
         } else {
@@ -286,17 +270,30 @@ impl Applier {
         })
     }
 
-    /// "Not found" as an answer. It may also mean that the kind is gone, so it is looked up again next time.
-    fn absent<T>(&self, target: &Target, error: ApplyError) -> Result<Option<T>, ApplyError> {
-        match error {
-            ApplyError::Refused { reason, .. } if reason == NOT_FOUND => {
-                if target.api_version.contains('.') {
-                    self.discovery.forget(&target.api_version);
-                }
-                Ok(None)
-            }
-            error => Err(error),
+    async fn read<T>(
+        &self,
+        target: &Target,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, ApplyError> {
+        self.bounded(target, PATIENT_TIMEOUT, request).await
+    }
+
+    async fn bounded<T>(
+        &self,
+        target: &Target,
+        limit: Duration,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, ApplyError> {
+        let error = match timeout(limit, request).await {
+            Err(_) => return Err(ApplyError::Timeout { target: Box::new(target.clone()) }),
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => sort(target, error),
+        };
+        if matches!(error, ApplyError::UnknownKind { .. }) {
+            // Its definition has gone since it was looked up.
+            self.discovery.forget(&target.api_version);
         }
+        Err(error)
     }
 
     async fn write<T>(
@@ -308,7 +305,7 @@ impl Applier {
         if !self.gate.may_write() {
             return Err(ApplyError::NotLeader);
         }
-        let result = bounded(target, REQUEST_TIMEOUT, request).await;
+        let result = self.bounded(target, REQUEST_TIMEOUT, request).await;
         let word = match &result {
             Ok(_) => "Ok",
             Err(ApplyError::NotLeader) => "NotLeader",
@@ -329,36 +326,33 @@ fn apply_params() -> PatchParams {
     PatchParams::apply(names::SYNC_FIELD_MANAGER).force().validation_strict()
 }
 
-async fn read<T>(target: &Target, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ApplyError> {
-    bounded(target, PATIENT_TIMEOUT, request).await
-}
-
-async fn bounded<T>(
-    target: &Target,
-    limit: Duration,
-    request: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, ApplyError> {
-    match timeout(limit, request).await {
-        Err(_) => Err(ApplyError::Timeout { target: target.clone() }),
-        Ok(Err(error)) => Err(sort(target, error)),
-        Ok(Ok(answer)) => Ok(answer),
+/// What is not there, or cannot be there, as an answer instead of an error.
+fn or_absent<T>(result: Result<T, ApplyError>) -> Result<Option<T>, ApplyError> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(ApplyError::UnknownKind { .. }) => Ok(None),
+        Err(ApplyError::Refused { reason, .. }) if reason == NOT_FOUND => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 /// What kind of error this is.
 fn sort(target: &Target, error: kube::Error) -> ApplyError {
-    let target = target.clone();
+    let boxed = Box::new(target.clone());
     let kube::Error::Api(status) = &error else {
-        return ApplyError::Api { target, source: Box::new(error) };
+        return ApplyError::Api { target: boxed, source: Box::new(error) };
     };
+    // An address that is not served is "not found" without the name of an object.
+    let names_an_object = status.details.as_ref().is_some_and(|details| !details.name.is_empty());
     match status.code {
         // A conflict of field managers cannot be: the apply is forced. So it is the precondition.
-        409 | 412 => ApplyError::Conflict { target },
-        404 => ApplyError::Refused { message: said(&target, status), target, reason: NOT_FOUND.to_owned() },
+        409 | 412 => ApplyError::Conflict { target: boxed },
+        404 if !names_an_object => ApplyError::UnknownKind { target: boxed },
+        404 => ApplyError::Refused { target: boxed, reason: NOT_FOUND.to_owned(), message: said(target, status) },
         400 | 401 | 403 | 405 | 406 | 413 | 415 | 422 => {
-            ApplyError::Refused { message: said(&target, status), reason: status.reason.clone(), target }
+            ApplyError::Refused { target: boxed, reason: status.reason.clone(), message: said(target, status) }
         }
-        _ => ApplyError::Api { target, source: Box::new(error) },
+        _ => ApplyError::Api { target: boxed, source: Box::new(error) },
     }
 }
 

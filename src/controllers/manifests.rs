@@ -162,7 +162,7 @@ pub enum ManifestError {
         /// The second one.
         second: Place,
         /// The object.
-        identity: ObjectId,
+        identity: Box<ObjectId>,
     },
     /// A kind the cluster does not know.
     #[error(
@@ -173,7 +173,7 @@ pub enum ManifestError {
         /// The document.
         place: Place,
         /// The object.
-        identity: ObjectId,
+        identity: Box<ObjectId>,
         /// Its `apiVersion`.
         api_version: String,
     },
@@ -183,7 +183,7 @@ pub enum ManifestError {
         /// The document.
         place: Place,
         /// The object.
-        identity: ObjectId,
+        identity: Box<ObjectId>,
         /// Why, and what to do.
         cure: String,
     },
@@ -291,7 +291,7 @@ pub fn assign_namespaces(
     for mut manifest in manifests {
         let Some(scope) = scope_of(&manifest.api_version, &manifest.kind) else {
             errors.push(ManifestError::UnknownKind {
-                identity: manifest.id(),
+                identity: Box::new(manifest.id()),
                 place: manifest.place,
                 api_version: manifest.api_version,
             });
@@ -316,12 +316,16 @@ pub fn assign_namespaces(
             Scope::Cluster | Scope::Namespaced => {}
         }
         if let Some(cure) = permission.refusal(&manifest, scope) {
-            errors.push(ManifestError::NotAllowed { identity: manifest.id(), place: manifest.place, cure });
+            errors.push(ManifestError::NotAllowed { identity: Box::new(manifest.id()), place: manifest.place, cure });
             continue;
         }
         let identity = manifest.id();
         if let Some(first) = seen.get(&identity) {
-            errors.push(ManifestError::Duplicate { first: first.clone(), second: manifest.place, identity });
+            errors.push(ManifestError::Duplicate {
+                first: first.clone(),
+                second: manifest.place,
+                identity: Box::new(identity),
+            });
             continue;
         }
         seen.insert(identity, manifest.place.clone());
@@ -440,17 +444,21 @@ fn yaml_documents(file: &str, text: &str) -> Documents {
     documents
 }
 
-/// Comments, directives, end markers and nothing else.
+/// Comments, directives, markers and nothing else.
 fn is_blank(chunk: &str) -> bool {
     chunk.lines().all(|line| {
-        let line = line.trim();
+        let line = line.strip_prefix("---").unwrap_or(line).trim();
         line.is_empty() || line.starts_with(['#', '%']) || line == "..."
     })
 }
 
+/// Without what stands between the end marker and the next document: its directives, which mean nothing here.
+fn until_end_marker(chunk: &str) -> &str {
+    let end = chunk.find("\n...").filter(|at| is_blank(&chunk[at + 1..]));
+    end.map_or(chunk, |at| &chunk[..=at])
+}
+
 fn yaml_document(chunk: &str, lines_before: usize) -> Result<Option<Value>, String> {
-    // Directives stand before the marker of their document, so here they have been cut from it: they are
-    // skipped with the blank chunk they are in.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_documents: 2,
@@ -466,6 +474,7 @@ fn yaml_document(chunk: &str, lines_before: usize) -> Result<Option<Value>, Stri
         emit_comments: false,
         with_snippet: false,
     };
+    let chunk = until_end_marker(chunk);
     if is_blank(chunk) {
         return Ok(None);
     }
