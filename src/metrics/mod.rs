@@ -4,7 +4,12 @@
 //! numbers and times are kept. Otherwise a status would show a tenant what an address answers that only the
 //! operator can reach.
 
+pub mod prometheus;
+mod sources;
+
 use chrono::{DateTime, TimeDelta, Utc};
+
+pub use sources::Sources;
 
 /// What a source answered.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,5 +91,11 @@ pub enum MetricError {
     Shape {
         /// What it gives.
         found: &'static str,
+    },
+    /// So many queries wait for this provider that this one had no turn.
+    #[error("no turn within {seconds} s: too many queries wait for this provider")]
+    Busy {
+        /// How long it waited.
+        seconds: u64,
     },
 }
