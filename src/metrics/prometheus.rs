@@ -125,12 +125,11 @@ impl Prometheus {
     async fn ask(&self, promql: &str, token: Option<&str>) -> Result<Answer, MetricError> {
         let mut headers = self.headers.clone();
         if let Some(token) = token {
-            let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| {
-                MetricError::Declaration {
+            let mut value =
+                HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| MetricError::Declaration {
                     field: "spec.prometheus.bearerToken".into(),
                     message: "the Secret's value is not a token".into(),
-                }
-            })?;
+                })?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
@@ -470,12 +469,14 @@ mod tests {
 
     #[tokio::test]
     async fn numbers_are_numbers_whatever_they_look_like() {
-        let answer = ask(vector(&[series("\"NaN\""), series("\"+Inf\""), series("\"-Inf\""), series("\"1e-7\"")].join(",")));
+        let answer =
+            ask(vector(&[series("\"NaN\""), series("\"+Inf\""), series("\"-Inf\""), series("\"1e-7\"")].join(",")));
         assert_eq!(values(&answer.await.unwrap()), ["NaN", "inf", "-inf", "0.0000001"]);
         assert_eq!(ask(vector("")).await.unwrap().samples, []);
         let scalar = r#"{"status":"success","data":{"resultType":"scalar","result":[1800000000,"7"]}}"#;
         assert_eq!(values(&ask(scalar.into()).await.unwrap()), ["7"]);
-        let warned = r#"{"status":"success","warnings":["W","W"],"infos":["I"],"data":{"resultType":"vector","result":[]}}"#;
+        let warned =
+            r#"{"status":"success","warnings":["W","W"],"infos":["I"],"data":{"resultType":"vector","result":[]}}"#;
         assert_eq!(ask(warned.replace('W', CANARY)).await.unwrap().warnings, 2);
         let many = vec![series("\"1\""); 1000].join(",");
         assert_eq!(ask(vector(&many)).await.unwrap().samples.len(), 1000);
@@ -491,7 +492,10 @@ mod tests {
             (result("string", &format!("[1,\"{CANARY}\"]")), "the query gives a text"),
             (result(CANARY, "[]"), "an unknown type of result"),
             (result("vector", "{}"), "a vector that is no list"),
-            (result("vector", &format!("[{{\"metric\":{{}},\"histogram\":[1,{{\"count\":\"{CANARY}\"}}]}}]")), "a histogram"),
+            (
+                result("vector", &format!("[{{\"metric\":{{}},\"histogram\":[1,{{\"count\":\"{CANARY}\"}}]}}]")),
+                "a histogram",
+            ),
             (vector("{}"), "a series without a value"),
             (vector(&series("5")), "a sample that is not a time and a number"),
             (vector(&series(&format!("\"{CANARY}\""))), "a sample that is not a time and a number"),
@@ -628,9 +632,8 @@ mod tests {
             assert!(error.starts_with("spec.prometheus.address: "), "{address}: {error}");
             assert!(!error.contains("pw"), "{error}");
         }
-        let header = |name: &str, value: &str| {
-            error(&|server| drop(server.headers.insert(name.to_owned(), value.to_owned())))
-        };
+        let header =
+            |name: &str, value: &str| error(&|server| drop(server.headers.insert(name.to_owned(), value.to_owned())));
         assert!(header("a b", "c").starts_with("spec.prometheus.headers[a b]: is not a header"));
         assert!(header("A", "b\nc").starts_with("spec.prometheus.headers[A]: has no valid value"));
         assert!(header("Host", "b").contains("belongs to the connection"));
