@@ -1,1 +1,23 @@
 //! The only room that runs git: the bare cache, reading sources, writing ledgers.
+//!
+//! It runs the `git` executable (2.39 or newer) and nothing else, in directories of its own, with an
+//! environment of its own. It knows no cluster: what it reads it returns, what it writes it is given.
+
+mod address;
+mod cache;
+mod command;
+mod error;
+mod ledger;
+mod ledger_entry;
+mod push_policy;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use address::{Credentials, RemoteAddress};
+pub use cache::{GitCache, Repository, Timeouts, check_executable};
+pub use error::{GitError, Missing, Rejection, Result};
+pub use ledger::{Appended, Ledger, LedgerContents, LocalLedger, RecordedRollout};
+pub use ledger_entry::{Evidence, LedgerEntry};
+pub use push_policy::PushPolicy;
+pub use source::{ReadLimits, Source, SourceFile};

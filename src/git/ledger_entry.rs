@@ -1,0 +1,577 @@
+//! What one transition looks like in the ledger: the commit's message and the files it changes. Pure.
+//!
+//! The message is read by people in `git log` and by programs through its trailers. Text that people or foreign
+//! systems wrote can never break out of its line.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::api::{Transition, TransitionEvent};
+
+/// The version of the trailers and files.
+pub(super) const SCHEMA: u32 = 1;
+const LONGEST_SUBJECT: usize = 72;
+const LARGEST_STATE: usize = 128 * 1024;
+const LARGEST_PLAN: usize = 64 * 1024;
+const LARGEST_EVIDENCE: usize = 512 * 1024;
+/// Former uids of one name that are remembered.
+const MOST_FORMER: usize = 10;
+
+/// One transition with all that goes into its commit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LedgerEntry {
+    /// The cluster's name, as in the branch.
+    pub cluster: String,
+    /// The Rollout's namespace.
+    pub namespace: String,
+    /// The Rollout's name.
+    pub name: String,
+    /// The Rollout's uid.
+    pub uid: String,
+    /// What happened.
+    pub transition: Transition,
+    /// The Rollout's state as a document.
+    pub state: Value,
+    /// The rest of the way, in Markdown.
+    pub plan: String,
+    /// The analyses behind it.
+    pub evidence: Vec<Evidence>,
+    /// The hash and the pod template of the revision it is about.
+    pub template: Option<(String, Value)>,
+    /// The operator and its version.
+    pub operator: String,
+}
+
+/// One analysis: what was asked, what was answered, how it was judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evidence {
+    /// `background`, or `step-N`.
+    pub stage: String,
+    /// The document.
+    pub body: Value,
+}
+
+/// `state/<namespace>/<rollout>.json`: the present, and what is needed to write the next entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct StateFile {
+    pub(super) schema: u32,
+    pub(super) id: String,
+    pub(super) uid: String,
+    pub(super) sequence: i64,
+    pub(super) at: DateTime<Utc>,
+    pub(super) event: TransitionEvent,
+    #[serde(default)]
+    pub(super) message: String,
+    pub(super) release: String,
+    pub(super) stage: i32,
+    pub(super) stages: i32,
+    pub(super) weight: i32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) last_good: Option<LastGood>,
+    /// Uids that had this name before, with their last number: a late entry of theirs is not written again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) former: Vec<Former>,
+    #[serde(default)]
+    pub(super) status: Value,
+}
+
+/// The last revision that was promoted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct LastGood {
+    pub(super) revision: String,
+    pub(super) at: DateTime<Utc>,
+}
+
+/// A Rollout that had this name before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Former {
+    pub(super) uid: String,
+    pub(super) sequence: i64,
+}
+
+impl StateFile {
+    /// Whether this transition is in the ledger.
+    pub(super) fn has(&self, uid: &str, sequence: i64) -> bool {
+        if self.uid == uid {
+            return sequence <= self.sequence;
+        }
+        self.former.iter().any(|former| former.uid == uid && sequence <= former.sequence)
+    }
+}
+
+/// One commit, ready to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Rendered {
+    pub(super) message: String,
+    pub(super) at: DateTime<Utc>,
+    pub(super) state: StateFile,
+    /// Path and content; `None` removes the file.
+    pub(super) files: BTreeMap<String, Option<String>>,
+    /// What the deny list gains, by revision.
+    pub(super) denies: Option<(String, String)>,
+    /// What it loses.
+    pub(super) lifts: Option<String>,
+}
+
+impl LedgerEntry {
+    /// `cluster/namespace/name`.
+    pub(super) fn id(&self) -> String {
+        format!("{}/{}/{}", self.cluster, self.namespace, self.name)
+    }
+
+    /// The commit. `before` is the state this Rollout's name has in the ledger, `previous` the commit of that.
+    pub(super) fn render(&self, before: Option<&StateFile>, previous: Option<&str>) -> Rendered {
+        let transition = &self.transition;
+        let release = format!("{}.{}", transition.revision_to, transition.attempt);
+        let place = format!("{}/{}", component(&self.namespace), component(&self.name));
+        let mut files = BTreeMap::new();
+        let mut evidence_paths = Vec::new();
+        for evidence in &self.evidence {
+            let path = format!("evidence/{place}/{}/{}.json", component(&release), component(&evidence.stage));
+            files.insert(path.clone(), Some(bounded_document(&evidence.body, LARGEST_EVIDENCE)));
+            evidence_paths.push(path);
+        }
+        if let Some((hash, template)) = &self.template {
+            files.insert(format!("templates/{}.json", component(hash)), Some(document(template)));
+        }
+        let denied_path = format!("aborted/{place}/{}.json", component(&transition.revision_to));
+        let (mut denies, mut lifts) = (None, None);
+        match transition.event {
+            TransitionEvent::Aborted => {
+                let denial = serde_json::json!({
+                    "schema": SCHEMA,
+                    "id": self.id(),
+                    "revision": transition.revision_to,
+                    "attempt": transition.attempt,
+                    "reason": transition.reason,
+                    "message": transition.message,
+                    "at": stamp(transition.at),
+                    "actor": transition.actor,
+                    "sourceCommit": transition.source_commit,
+                    "evidence": evidence_paths,
+                });
+                files.insert(denied_path, Some(document(&denial)));
+                denies = Some((transition.revision_to.clone(), transition.message.clone()));
+            }
+            TransitionEvent::Promoted => {
+                files.insert(denied_path, None);
+                lifts = Some(transition.revision_to.clone());
+            }
+            _ => {}
+        }
+        let state = self.state_file(before, release.clone());
+        files.insert(state_path(&self.namespace, &self.name), Some(document(&state)));
+        files.insert(format!("plan/{place}.md"), Some(self.plan_file()));
+        let message = self.message(&release, previous, &evidence_paths);
+        Rendered { message, at: transition.at, state, files, denies, lifts }
+    }
+
+    fn state_file(&self, before: Option<&StateFile>, release: String) -> StateFile {
+        let transition = &self.transition;
+        let mut former = before.map(|before| before.former.clone()).unwrap_or_default();
+        if let Some(before) = before.filter(|before| before.uid != self.uid) {
+            former.retain(|known| known.uid != self.uid);
+            former.push(Former { uid: before.uid.clone(), sequence: before.sequence });
+            let surplus = former.len().saturating_sub(MOST_FORMER);
+            former.drain(..surplus);
+        }
+        let last_good = match transition.event {
+            TransitionEvent::Promoted => {
+                Some(LastGood { revision: transition.revision_to.clone(), at: transition.at })
+            }
+            _ => before.and_then(|before| before.last_good.clone()),
+        };
+        let status = if self.state.to_string().len() > LARGEST_STATE { Value::Null } else { self.state.clone() };
+        StateFile {
+            schema: SCHEMA,
+            id: self.id(),
+            uid: self.uid.clone(),
+            sequence: transition.sequence,
+            at: transition.at,
+            event: transition.event,
+            message: transition.message.clone(),
+            release,
+            stage: transition.stage,
+            stages: transition.stages,
+            weight: transition.weight_to,
+            last_good,
+            former,
+            status,
+        }
+    }
+
+    fn plan_file(&self) -> String {
+        let mut plan: String = self.plan.trim_end().to_owned();
+        if plan.len() > LARGEST_PLAN {
+            let cut = plan.char_indices().map(|(at, _)| at).take_while(|at| *at <= LARGEST_PLAN).last();
+            plan.truncate(cut.unwrap_or(0));
+            plan.push_str("\n\n(cut here: the plan is longer than is kept)");
+        }
+        plan + "\n"
+    }
+
+    fn message(&self, release: &str, previous: Option<&str>, evidence: &[String]) -> String {
+        let transition = &self.transition;
+        let mut message = self.subject();
+        let sentence = one_line(&transition.message);
+        let _ = write!(message, "\n\n{}\n", if sentence.is_empty() { one_line(&transition.reason) } else { sentence });
+        let mut trailer = |name: &str, text: &str| {
+            if !text.is_empty() {
+                let _ = write!(message, "\nRollout-{name}: {}", trailer_value(text));
+            }
+        };
+        trailer("Schema", &SCHEMA.to_string());
+        trailer("Id", &self.id());
+        trailer("Uid", &self.uid);
+        trailer("Seq", &transition.sequence.to_string());
+        trailer("Prev", previous.unwrap_or_default());
+        trailer("Release", release);
+        trailer("Event", &event(transition.event));
+        trailer("Step", &format!("{}/{}", transition.stage, transition.stages));
+        trailer("Weight", &format!("{}->{}", transition.weight_from, transition.weight_to));
+        trailer("Verdict", transition.verdict.as_deref().unwrap_or_default());
+        trailer("Reason", &transition.reason);
+        trailer("From", transition.revision_from.as_deref().unwrap_or_default());
+        trailer("To", &transition.revision_to);
+        trailer("Source-Commit", transition.source_commit.as_deref().unwrap_or_default());
+        trailer("Actor", transition.actor.as_deref().unwrap_or_default());
+        for path in evidence {
+            trailer("Evidence", path);
+        }
+        trailer("Operator", &self.operator);
+        message.push('\n');
+        message
+    }
+
+    /// At most 72 letters. The name gives way, for the trailers hold it in full.
+    fn subject(&self) -> String {
+        let transition = &self.transition;
+        let tail = format!(
+            ": {} {}/{} {}%→{}%",
+            event(transition.event),
+            transition.stage,
+            transition.stages,
+            transition.weight_from,
+            transition.weight_to
+        );
+        let name = one_line(&format!("{}/{}", self.namespace, self.name));
+        let room = LONGEST_SUBJECT.saturating_sub(tail.chars().count());
+        if name.chars().count() <= room {
+            return name + &tail;
+        }
+        let cut: String = name.chars().take(room.saturating_sub(1)).collect();
+        format!("{cut}…{tail}")
+    }
+}
+
+/// Where the present of a Rollout stands.
+pub(super) fn state_path(namespace: &str, name: &str) -> String {
+    format!("state/{}/{}.json", component(namespace), component(name))
+}
+
+/// The event as it is written everywhere: in the subject, the trailers and the files.
+pub(super) fn event(event: TransitionEvent) -> String {
+    format!("{event:?}")
+}
+
+/// Part of a path in the tree that can be nothing else, whatever it is made of.
+pub(super) fn component(text: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let mut out: String = text.chars().map(plain).take(200).collect();
+    if out.is_empty() || out.starts_with('.') {
+        out.insert(0, '_');
+    }
+    out
+}
+
+/// JSON as it is stored: sorted and indented, so that equal content is an equal file and a difference is small.
+pub(super) fn document(value: &impl Serialize) -> String {
+    let value = serde_json::to_value(value).map(sorted).unwrap_or_default();
+    let mut text = serde_json::to_string_pretty(&value).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+fn bounded_document(value: &Value, most: usize) -> String {
+    let text = document(value);
+    if text.len() <= most {
+        return text;
+    }
+    document(&serde_json::json!({ "schema": SCHEMA, "omitted": format!("{} bytes, more than {most} are not kept", text.len()) }))
+}
+
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let ordered: BTreeMap<String, Value> = map.into_iter().map(|(key, value)| (key, sorted(value))).collect();
+            Value::Object(ordered.into_iter().collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),
+        scalar => scalar,
+    }
+}
+
+/// As the API writes times.
+pub(super) fn stamp(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// Letters that move what stands around them, or end a line somewhere.
+fn unruly(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Foreign text as one line of a message.
+pub(super) fn one_line(text: &str) -> String {
+    let spaced: String = text.chars().map(|c| if unruly(c) { ' ' } else { c }).collect();
+    spaced.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A plain word as it is; anything else as a JSON string.
+fn trailer_value(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/@+>()#%=, ".contains(c);
+    if text.chars().all(plain) && text.trim() == text {
+        return text.to_owned();
+    }
+    let quoted = Value::from(text).to_string();
+    quoted.chars().fold(String::with_capacity(quoted.len()), |mut out, c| {
+        if unruly(c) {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+        out
+    })
+}
+
+/// `README.md`: all Rollouts at a glance.
+pub(super) fn overview(
+    cluster: &str,
+    states: &BTreeMap<(String, String), StateFile>,
+    aborted: &BTreeMap<(String, String), BTreeMap<String, String>>,
+) -> String {
+    let cell = |text: &str| one_line(text).replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;");
+    let mut out = format!(
+        "# Rollouts of {cluster}\n\n\
+         Written by Sluice: one commit for each transition, and nothing else. Do not commit here.\n\n\
+         | Rollout | Last event | Step | Weight | Release | When (UTC) | Why |\n\
+         |---|---|---|---|---|---|---|\n"
+    );
+    for ((namespace, name), state) in states {
+        let path = format!("{}/{}", component(namespace), component(name));
+        let _ = writeln!(
+            out,
+            "| [{namespace}/{name}](state/{path}.json) ([plan](plan/{path}.md)) | {} | {}/{} | {}% | {} | {} | {} |",
+            event(state.event),
+            state.stage,
+            state.stages,
+            state.weight,
+            cell(&state.release),
+            state.at.format("%Y-%m-%d %H:%M:%S"),
+            cell(&state.message),
+        );
+    }
+    out.push_str("\n## Held back\n\nRevisions that were aborted. They are not rolled out again without a person's word.\n\n");
+    let mut any = false;
+    for ((namespace, name), revisions) in aborted {
+        for (revision, why) in revisions {
+            any = true;
+            let _ = writeln!(out, "- {namespace}/{name} `{}`: {}", component(revision), cell(why));
+        }
+    }
+    if !any {
+        out.push_str("None.\n");
+    }
+    out.push_str(
+        "\n## How to read this branch\n\n\
+         - `git log` — what happened; each commit's trailers say who, when, why and on which evidence\n\
+         - `git log -- state/<namespace>/<rollout>.json` — the history of one Rollout\n\
+         - `state/` — the present, `plan/` — what comes next, `evidence/` — what each verdict was based on\n\
+         - `templates/` — what each revision was, `aborted/` — what is held back\n",
+    );
+    out
+}
+
+#[cfg(test)]
+mod unit {
+    use super::{Evidence, LedgerEntry, component, event, overview, trailer_value};
+    use crate::api::{Transition, TransitionEvent};
+    use serde_json::json;
+    use std::collections::BTreeMap;
+
+    fn entry() -> LedgerEntry {
+        LedgerEntry {
+            cluster: "prod".into(),
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: "0b7f".into(),
+            transition: Transition {
+                sequence: 7,
+                event: TransitionEvent::Aborted,
+                at: "2026-03-04T05:06:07Z".parse().unwrap(),
+                stage: 2,
+                stages: 6,
+                weight_from: 20,
+                weight_to: 0,
+                revision_from: Some("aaaaaaaaaa".into()),
+                revision_to: "bbbbbbbbbb".into(),
+                attempt: 1,
+                reason: "AnalysisFailed".into(),
+                message: "error-rate was 0.08, at most 0.01 is allowed".into(),
+                verdict: Some("Fail".into()),
+                actor: None,
+                source_commit: Some("1234567890123456789012345678901234567890".into()),
+                analysis_runs: vec!["web-bbbbbbbbbb-1-step-1-abcdef".into()],
+            },
+            state: json!({"phase": "Aborted", "a": 1}),
+            plan: "Traffic is back on aaaaaaaaaa.".into(),
+            evidence: vec![Evidence { stage: "step-1".into(), body: json!({"verdict": "Fail"}) }],
+            template: Some(("bbbbbbbbbbff".into(), json!({"spec": {}}))),
+            operator: "sluice/0.1.0".into(),
+        }
+    }
+
+    #[test]
+    fn the_message_is_exactly_this() {
+        let message = entry().render(None, Some("fedcba")).message;
+        let expected = "\
+shop/web: Aborted 2/6 20%→0%
+
+error-rate was 0.08, at most 0.01 is allowed
+
+Rollout-Schema: 1
+Rollout-Id: prod/shop/web
+Rollout-Uid: 0b7f
+Rollout-Seq: 7
+Rollout-Prev: fedcba
+Rollout-Release: bbbbbbbbbb.1
+Rollout-Event: Aborted
+Rollout-Step: 2/6
+Rollout-Weight: 20->0
+Rollout-Verdict: Fail
+Rollout-Reason: AnalysisFailed
+Rollout-From: aaaaaaaaaa
+Rollout-To: bbbbbbbbbb
+Rollout-Source-Commit: 1234567890123456789012345678901234567890
+Rollout-Evidence: evidence/shop/web/bbbbbbbbbb.1/step-1.json
+Rollout-Operator: sluice/0.1.0
+";
+        assert_eq!(message, expected);
+    }
+
+    #[test]
+    fn the_tree_is_exactly_this() {
+        let rendered = entry().render(None, None);
+        let paths: Vec<_> = rendered.files.keys().map(String::as_str).collect();
+        assert_eq!(
+            paths,
+            [
+                "aborted/shop/web/bbbbbbbbbb.json",
+                "evidence/shop/web/bbbbbbbbbb.1/step-1.json",
+                "plan/shop/web.md",
+                "state/shop/web.json",
+                "templates/bbbbbbbbbbff.json",
+            ]
+        );
+        let state = rendered.files["state/shop/web.json"].as_deref().unwrap();
+        let expected = r#"{
+  "at": "2026-03-04T05:06:07Z",
+  "event": "Aborted",
+  "id": "prod/shop/web",
+  "message": "error-rate was 0.08, at most 0.01 is allowed",
+  "release": "bbbbbbbbbb.1",
+  "schema": 1,
+  "sequence": 7,
+  "stage": 2,
+  "stages": 6,
+  "status": {
+    "a": 1,
+    "phase": "Aborted"
+  },
+  "uid": "0b7f",
+  "weight": 0
+}
+"#;
+        assert_eq!(state, expected);
+    }
+
+    #[test]
+    fn foreign_text_cannot_forge_a_trailer_or_a_line() {
+        let mut forged = entry();
+        forged.transition.message = "fine\n\nRollout-Event: Promoted\nRollout-Actor: \u{202e}nobody".into();
+        forged.transition.reason = "a\nRollout-Actor: root".into();
+        forged.transition.actor = Some("oidc:\"ann\"\r\nRollout-Seq: 99".into());
+        let message = forged.render(None, None).message;
+        assert_eq!(message.lines().filter(|line| line.starts_with("Rollout-Event:")).count(), 1);
+        assert_eq!(message.lines().filter(|line| line.starts_with("Rollout-Actor:")).count(), 1);
+        assert_eq!(message.lines().filter(|line| line.starts_with("Rollout-Seq:")).count(), 1);
+        assert!(message.contains(r#"Rollout-Actor: "oidc:\"ann\"\r\nRollout-Seq: 99""#), "{message}");
+        assert!(!message.contains('\u{202e}'));
+        assert_eq!(trailer_value("x\u{2028}y"), "\"x\\u2028y\"");
+        assert_eq!(trailer_value("ann@example.org"), "ann@example.org");
+    }
+
+    #[test]
+    fn a_subject_has_at_most_72_letters() {
+        let mut long = entry();
+        long.namespace = "n".repeat(63);
+        long.name = "r".repeat(46);
+        long.transition.event = TransitionEvent::StepCompleted;
+        long.transition.weight_to = 100;
+        let message = long.render(None, None).message;
+        let subject = message.lines().next().unwrap();
+        assert_eq!(subject.chars().count(), 72);
+        assert!(subject.ends_with("…: StepCompleted 2/6 20%→100%"), "{subject}");
+        assert!(message.contains(&format!("Rollout-Id: prod/{}/{}", long.namespace, long.name)));
+    }
+
+    #[test]
+    fn a_promotion_lifts_the_denial_and_is_remembered_as_good() {
+        let aborted = entry().render(None, None);
+        assert_eq!(aborted.denies.as_ref().map(|(revision, _)| revision.as_str()), Some("bbbbbbbbbb"));
+        let mut promoted = entry();
+        promoted.transition.sequence = 8;
+        promoted.transition.attempt = 2;
+        promoted.transition.event = TransitionEvent::Promoted;
+        let rendered = promoted.render(Some(&aborted.state), None);
+        assert_eq!(rendered.files["aborted/shop/web/bbbbbbbbbb.json"], None);
+        assert_eq!(rendered.state.last_good.as_ref().unwrap().revision, "bbbbbbbbbb");
+        let mut next = entry();
+        next.uid = "another".into();
+        next.transition.sequence = 1;
+        let rendered = next.render(Some(&rendered.state), None);
+        assert_eq!(rendered.state.last_good.as_ref().unwrap().revision, "bbbbbbbbbb", "a new uid keeps it");
+        assert!(rendered.state.has("0b7f", 8) && !rendered.state.has("0b7f", 9), "the former uid is remembered");
+        assert!(rendered.state.has("another", 1) && !rendered.state.has("another", 2));
+    }
+
+    #[test]
+    fn the_overview_cannot_be_broken_by_a_message() {
+        let mut entry = entry();
+        entry.transition.message = "a | b\n# <script>".into();
+        let rendered = entry.render(None, None);
+        let key = ("shop".to_owned(), "web".to_owned());
+        let states = BTreeMap::from([(key.clone(), rendered.state)]);
+        let aborted = BTreeMap::from([(key, BTreeMap::from([("bbbbbbbbbb".to_owned(), "bad".to_owned())]))]);
+        let text = overview("prod", &states, &aborted);
+        assert!(text.contains("| Aborted | 2/6 | 0% | bbbbbbbbbb.1 | 2026-03-04 05:06:07 | a \\| b # &lt;script> |"), "{text}");
+        assert!(text.contains("- shop/web `bbbbbbbbbb`: bad"), "{text}");
+        assert!(overview("prod", &states, &BTreeMap::new()).contains("None."));
+    }
+
+    #[test]
+    fn paths_stay_in_their_folder_and_events_have_one_spelling() {
+        for (given, path) in [("../x", "_..-x"), ("a/b", "a-b"), ("", "_"), (".git", "_.git"), ("web.1", "web.1")] {
+            assert_eq!(component(given), path);
+        }
+        for each in [TransitionEvent::StepCompleted, TransitionEvent::FirstDeploy] {
+            assert_eq!(json!(each), json!(event(each)));
+        }
+    }
+}
