@@ -285,7 +285,8 @@ mod unit {
         for name in ["main", "release/2.x", "rollout-log/prod", "ünïcode"] {
             assert!(check_branch("branch", name).is_ok(), "{name}");
         }
-        for name in ["", "-f", "a..b", "a b", "a:b", "a*", "a.lock", ".a", "a/.b", "a@{1}", "@", "a/", "a//b", "refs/x"] {
+        for name in ["", "-f", "a..b", "a b", "a:b", "a*", "a.lock", ".a", "a/.b", "a@{1}", "@", "a/", "a//b", "refs/x"]
+        {
             assert!(check_branch("branch", name).is_err(), "{name}");
         }
         assert_eq!(check_path(Some("./deploy//prod/")).unwrap().as_deref(), Some("deploy/prod"));

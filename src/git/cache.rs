@@ -295,9 +295,11 @@ pub async fn check_executable() -> Result<String> {
 }
 
 fn private_directory(path: &Path) -> Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| GitError::Storage {
-        detail: format!("{}: {error}", path.display()),
-    })
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| GitError::Storage { detail: format!("{}: {error}", path.display()) })
 }
 
 fn private_file(path: &Path, text: &str) -> Result<PathBuf> {

@@ -453,7 +453,10 @@ mod unit {
             assert_eq!(reason(stderr), expected, "{stderr}");
         }
         let error = classify("fetching", "https://x/r", "fatal: couldn't find remote ref refs/heads/nope\n", &plain);
-        assert!(matches!(error, GitError::NotFound { what: Missing::Branch, ref name, .. } if name == "nope"), "{error}");
+        assert!(
+            matches!(error, GitError::NotFound { what: Missing::Branch, ref name, .. } if name == "nope"),
+            "{error}"
+        );
     }
 
     #[test]

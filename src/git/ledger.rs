@@ -181,15 +181,22 @@ impl Ledger {
             let good = state.last_good.as_ref();
             let template = good.and_then(|good| {
                 // A revision is the beginning of its template's hash.
-                known.templates.range(good.revision.clone()..).next().filter(|(hash, _)| hash.starts_with(&good.revision))
+                known
+                    .templates
+                    .range(good.revision.clone()..)
+                    .next()
+                    .filter(|(hash, _)| hash.starts_with(&good.revision))
             });
             wanted.extend(template.map(|(_, object)| (key.clone(), object.clone())));
-            contents.rollouts.insert(key.clone(), RecordedRollout {
-                uid: state.uid.clone(),
-                sequence: state.sequence,
-                aborted: BTreeMap::new(),
-                last_good: good.map(|good| (good.revision.clone(), None)),
-            });
+            contents.rollouts.insert(
+                key.clone(),
+                RecordedRollout {
+                    uid: state.uid.clone(),
+                    sequence: state.sequence,
+                    aborted: BTreeMap::new(),
+                    last_good: good.map(|good| (good.revision.clone(), None)),
+                },
+            );
         }
         for (key, revisions) in known.aborted {
             contents.rollouts.entry(key).or_default().aborted = revisions;
@@ -211,8 +218,7 @@ impl Ledger {
         }
         for again in [true, false] {
             let known = memory.known.clone().unwrap_or_default();
-            let pending: Vec<&LedgerEntry> =
-                in_order(entries).into_iter().filter(|entry| !known.has(entry)).collect();
+            let pending: Vec<&LedgerEntry> = in_order(entries).into_iter().filter(|entry| !known.has(entry)).collect();
             if pending.is_empty() {
                 let recorded = entries.iter().map(|entry| (entry.uid.clone(), entry.transition.sequence)).collect();
                 return Ok(Appended { tip: known.tip, recorded });
@@ -286,8 +292,12 @@ impl Ledger {
                     self.check_newer(memory, store, ours, &theirs, entries).await?;
                     Some(theirs)
                 } else if known && is_ancestor(&store.git(), &theirs, ours).await? {
-                    tracing::warn!(branch = self.branch, tip = ours, found = theirs,
-                        "the log branch was set back; the next push restores it");
+                    tracing::warn!(
+                        branch = self.branch,
+                        tip = ours,
+                        found = theirs,
+                        "the log branch was set back; the next push restores it"
+                    );
                     Some(ours.clone())
                 } else {
                     return Err(self.forked(ours, &format!("its tip {theirs} does not descend from that")));
@@ -412,8 +422,12 @@ impl Ledger {
                 if let Some(before) = before.filter(|before| before.uid == entry.uid)
                     && entry.transition.sequence > before.sequence + 1
                 {
-                    tracing::warn!(rollout = entry.id(), from = before.sequence, to = entry.transition.sequence,
-                        "numbers are missing between two transitions");
+                    tracing::warn!(
+                        rollout = entry.id(),
+                        from = before.sequence,
+                        to = entry.transition.sequence,
+                        "numbers are missing between two transitions"
+                    );
                 }
                 let mut rendered = entry.render(before, known.commits.get(&key).map(String::as_str));
                 known.take(&key, &rendered);
@@ -434,7 +448,9 @@ impl Ledger {
             Ok(Ok(())) => import.finish().await?,
             Ok(Err(error)) => {
                 let said = import.fail().await;
-                return Err(if said.is_empty() { error } else {
+                return Err(if said.is_empty() {
+                    error
+                } else {
                     classify("writing the log branch", &git.remote, &said, &Scrubber::default())
                 });
             }
@@ -474,7 +490,10 @@ impl Ledger {
             .any(|sign| text.contains(sign))
         {
             Rejection::NonFastForward
-        } else if ["incorrect old value", "cannot lock ref", "failed to update ref"].iter().any(|sign| text.contains(sign)) {
+        } else if ["incorrect old value", "cannot lock ref", "failed to update ref"]
+            .iter()
+            .any(|sign| text.contains(sign))
+        {
             // Two pushes met on the server, or its disk failed.
             if output.stderr.contains("is at ") { Rejection::NonFastForward } else { Rejection::Other }
         } else if ["hook", "protected", "declined", "prohibited"].iter().any(|sign| text.contains(sign)) {
@@ -485,12 +504,7 @@ impl Ledger {
         let reason = refused.rsplit('\t').next().unwrap_or_default();
         let said: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("remote:")).collect();
         let detail = detail(&format!("{reason} {}", said.join(" ")), &git.scrubber);
-        Err(GitError::Rejected {
-            remote: git.remote,
-            branch: self.branch.clone(),
-            why,
-            detail: format!(": {detail}"),
-        })
+        Err(GitError::Rejected { remote: git.remote, branch: self.branch.clone(), why, detail: format!(": {detail}") })
     }
 
     /// Remembers a tip that is certain, on disk too.
@@ -614,7 +628,8 @@ impl Import {
         let end = format!("reset {SCRATCH}\nfrom {}\n\ndone\n", "0".repeat(40));
         let written = self.stdin.write_all(end.as_bytes()).await;
         drop(self.stdin);
-        let failed = |detail: String| classify("writing the log branch", "the log branch", &detail, &Scrubber::default());
+        let failed =
+            |detail: String| classify("writing the log branch", "the log branch", &detail, &Scrubber::default());
         self.process.finish().await?.map_err(failed)?;
         written.map_err(super::command::storage)
     }
@@ -630,7 +645,8 @@ impl Import {
 }
 
 async fn resolve(git: &Git, reference: &str) -> Result<Option<String>> {
-    let output = git.call("looking at the local copy", ["rev-parse", "--verify", "--quiet", reference]).output().await?;
+    let output =
+        git.call("looking at the local copy", ["rev-parse", "--verify", "--quiet", reference]).output().await?;
     let commit = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if output.success {
         return Ok(Some(commit));

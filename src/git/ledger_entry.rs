@@ -181,9 +181,7 @@ impl LedgerEntry {
             former.drain(..surplus);
         }
         let last_good = match transition.event {
-            TransitionEvent::Promoted => {
-                Some(LastGood { revision: transition.revision_to.clone(), at: transition.at })
-            }
+            TransitionEvent::Promoted => Some(LastGood { revision: transition.revision_to.clone(), at: transition.at }),
             _ => before.and_then(|before| before.last_good.clone()),
         };
         let status = if self.state.to_string().len() > LARGEST_STATE { Value::Null } else { self.state.clone() };
@@ -302,7 +300,9 @@ fn bounded_document(value: &Value, most: usize) -> String {
     if text.len() <= most {
         return text;
     }
-    document(&serde_json::json!({ "schema": SCHEMA, "omitted": format!("{} bytes, more than {most} are not kept", text.len()) }))
+    document(
+        &serde_json::json!({ "schema": SCHEMA, "omitted": format!("{} bytes, more than {most} are not kept", text.len()) }),
+    )
 }
 
 fn sorted(value: Value) -> Value {
@@ -377,7 +377,9 @@ pub(super) fn overview(
             cell(&state.message),
         );
     }
-    out.push_str("\n## Held back\n\nRevisions that were aborted. They are not rolled out again without a person's word.\n\n");
+    out.push_str(
+        "\n## Held back\n\nRevisions that were aborted. They are not rolled out again without a person's word.\n\n",
+    );
     let mut any = false;
     for ((namespace, name), revisions) in aborted {
         for (revision, why) in revisions {
@@ -560,7 +562,10 @@ Rollout-Operator: sluice/0.1.0
         let states = BTreeMap::from([(key.clone(), rendered.state)]);
         let aborted = BTreeMap::from([(key, BTreeMap::from([("bbbbbbbbbb".to_owned(), "bad".to_owned())]))]);
         let text = overview("prod", &states, &aborted);
-        assert!(text.contains("| Aborted | 2/6 | 0% | bbbbbbbbbb.1 | 2026-03-04 05:06:07 | a \\| b # &lt;script> |"), "{text}");
+        assert!(
+            text.contains("| Aborted | 2/6 | 0% | bbbbbbbbbb.1 | 2026-03-04 05:06:07 | a \\| b # &lt;script> |"),
+            "{text}"
+        );
         assert!(text.contains("- shop/web `bbbbbbbbbb`: bad"), "{text}");
         assert!(overview("prod", &states, &BTreeMap::new()).contains("None."));
     }

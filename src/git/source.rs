@@ -138,7 +138,8 @@ impl Reading<'_> {
         let head = remote_head(&git, self.branch, self.timeouts.ask).await?.ok_or_else(missing)?;
         let local = format!("refs/sluice/source/{}", self.branch);
         let own = store.git();
-        let known = own.call("looking at the local copy", ["rev-parse", "--verify", "--quiet", &local]).output().await?;
+        let known =
+            own.call("looking at the local copy", ["rev-parse", "--verify", "--quiet", &local]).output().await?;
         if known.success && String::from_utf8_lossy(&known.stdout).trim() == head {
             return Ok(head);
         }

@@ -202,7 +202,10 @@ async fn fetches_only_the_files_it_needs() {
     let elsewhere = place.git(&["rev-parse", "main:other/large.yaml"]);
     let needed = place.git(&["rev-parse", "main:deploy/prod/web.yaml"]);
     read(&place.repository(), Some("deploy")).await.unwrap();
-    let cache = fs::read_dir(place.directory.path().join("cache")).unwrap().flatten().map(|entry| entry.path().join("source.git"));
+    let cache = fs::read_dir(place.directory.path().join("cache"))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path().join("source.git"));
     let cache = { cache }.find(|path| path.exists()).unwrap();
     let has = |object: &str| {
         let check = Command::new("git").arg("--git-dir").arg(&cache).args(["cat-file", "-e", object]).output().unwrap();
@@ -359,9 +362,8 @@ async fn what_is_recorded_is_not_recorded_again() {
 async fn a_push_whose_answer_is_lost_is_looked_up_and_not_repeated() {
     let place = Place::new();
     let timeouts = Timeouts { push: Duration::from_secs(2), ..Timeouts::default() };
-    let repository = |cache: GitCache| {
-        cache.with_timeouts(timeouts).repository_at(place.address(), Credentials::None).unwrap()
-    };
+    let repository =
+        |cache: GitCache| cache.with_timeouts(timeouts).repository_at(place.address(), Credentials::None).unwrap();
     let ledger = repository(place.cache()).ledger("prod").unwrap();
     ledger.append(&[step("web", 1)]).await.unwrap();
     let known = place.tip();
@@ -674,7 +676,10 @@ async fn a_server_that_hangs_or_is_not_there_is_given_up() {
 }
 
 fn ssh() -> Credentials {
-    Credentials::Ssh { identity: format!("-----BEGIN\n{CANARY}\n-----END"), known_hosts: "host ssh-ed25519 AAAA".into() }
+    Credentials::Ssh {
+        identity: format!("-----BEGIN\n{CANARY}\n-----END"),
+        known_hosts: "host ssh-ed25519 AAAA".into(),
+    }
 }
 
 #[tokio::test]
