@@ -176,7 +176,6 @@ pub struct BackgroundAnalysis {
 #[serde(rename_all = "camelCase")]
 pub struct AnalysisReference {
     /// The templates; their metrics are judged together.
-    #[serde(default)]
     #[schemars(length(min = 1, max = 16))]
     pub templates: Vec<AnalysisTemplateReference>,
     /// Values for the templates' arguments.

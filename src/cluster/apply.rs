@@ -15,7 +15,7 @@ use kube::{Api, Client};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::discovery::{Discovery, DiscoveryError};
+use super::discovery::{Discovery, DiscoveryError, brief};
 use super::write::{Gate, REQUEST_TIMEOUT, WriteObserver};
 use crate::api::{InventoryEntry, names};
 
@@ -139,7 +139,7 @@ pub enum ApplyError {
         target: Box<Target>,
     },
     /// The API server could not be asked, or had trouble of its own.
-    #[error("{target}: {source}")]
+    #[error("{target}: {}", brief(source))]
     Api {
         /// The object.
         target: Box<Target>,
@@ -339,20 +339,28 @@ fn or_absent<T>(result: Result<T, ApplyError>) -> Result<Option<T>, ApplyError> 
 /// What kind of error this is.
 fn sort(target: &Target, error: kube::Error) -> ApplyError {
     let boxed = Box::new(target.clone());
-    let kube::Error::Api(status) = &error else {
-        return ApplyError::Api { target: boxed, source: Box::new(error) };
+    let mut status = match error {
+        kube::Error::Api(status) => status,
+        error => return ApplyError::Api { target: boxed, source: Box::new(error) },
     };
+    let refused = |reason: &str, message: &str| ApplyError::Refused {
+        target: boxed.clone(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    };
+    let is_mistyped = status.message.contains("failed to create typed patch object");
     // An address that is not served is "not found" without the name of an object.
     let names_an_object = status.details.as_ref().is_some_and(|details| !details.name.is_empty());
+    status.message = said(target, &status);
     match status.code {
         // A conflict of field managers cannot be: the apply is forced. So it is the precondition.
         409 | 412 => ApplyError::Conflict { target: boxed },
         404 if !names_an_object => ApplyError::UnknownKind { target: boxed },
-        404 => ApplyError::Refused { target: boxed, reason: NOT_FOUND.to_owned(), message: said(target, status) },
-        400 | 401 | 403 | 405 | 406 | 413 | 415 | 422 => {
-            ApplyError::Refused { target: boxed, reason: status.reason.clone(), message: said(target, status) }
-        }
-        _ => ApplyError::Api { target: boxed, source: Box::new(error) },
+        404 => refused(NOT_FOUND, &status.message),
+        400 | 401 | 403 | 405 | 406 | 413 | 415 | 422 => refused(&status.reason, &status.message),
+        // A text where a list belongs and the like: the API server takes our fault for its own.
+        500 if is_mistyped => refused("Invalid", &status.message),
+        _ => ApplyError::Api { target: boxed, source: Box::new(kube::Error::Api(status)) },
     }
 }
 

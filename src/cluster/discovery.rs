@@ -29,7 +29,7 @@ pub struct Served {
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoveryError {
     /// The API server could not be asked.
-    #[error("the API server could not say what {api_version} holds: {source}")]
+    #[error("the API server could not say what {api_version} holds: {}", brief(source))]
     Api {
         /// The group and version.
         api_version: String,
@@ -42,6 +42,15 @@ pub enum DiscoveryError {
         /// The group and version.
         api_version: String,
     },
+}
+
+/// An error in few words: the library's own text repeats the whole answer.
+pub(super) fn brief(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        kube::Error::Api(status) => format!("{} {}", status.code, status.reason),
+        error => error.to_string(),
+    }
 }
 
 /// What the API server serves, as last seen.
@@ -65,7 +74,8 @@ impl Discovery {
         let request = timeout(TIMEOUT, discovery::pinned_group(&self.client, &version));
         let group = match request.await {
             Err(_) => return Err(DiscoveryError::Timeout { api_version: api_version.to_owned() }),
-            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => {
+            // By the code: the body of an address that is not served is plain text.
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
                 self.forget(api_version);
                 return Ok(None);
             }

@@ -1,5 +1,6 @@
 //! The loops. Each is *observe, decide, act*, and short.
 
+pub mod deploy_repo;
 pub mod manifests;
 pub mod queue;
 pub mod sync_plan;
