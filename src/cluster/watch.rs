@@ -91,7 +91,8 @@ fn key_of(object: &DynamicObject) -> Key {
 
 fn is_not_served(error: &watcher::Error) -> bool {
     match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.is_not_found(),
+        // By the code: the body is plain text, and then the library's own question about the reason says no.
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 404,
         _ => false,
     }
 }
