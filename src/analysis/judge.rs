@@ -3,6 +3,8 @@
 //! Missing data never passes. It holds the metric for a bounded time, then does as declared; a good sample in
 //! that time lets it go on. All that a run needs to go on is in its status, so a restart loses nothing.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 
 use super::condition::Condition;
@@ -24,11 +26,11 @@ const AHEAD: TimeDelta = TimeDelta::seconds(30);
 /// How many values of an answer are kept in a measurement.
 const KEPT_VALUES: usize = 20;
 
-/// Makes a measurement of what the source answered at `at`, or of the reason why it did not.
-pub fn measure(metric: &Metric, answer: Result<&Answer, &str>, at: DateTime<Utc>) -> Measurement {
+/// Makes a measurement, begun at `at`, of what the source answered by `now`, or of the reason why it did not.
+pub fn measure(metric: &Metric, answer: Result<&Answer, &str>, at: DateTime<Utc>, now: DateTime<Utc>) -> Measurement {
     match answer {
         Ok(answer) => {
-            let (verdict, message) = judge_sample(metric, answer, at);
+            let (verdict, message) = judge_sample(metric, answer, now);
             let values = answer.samples.iter().take(KEPT_VALUES).map(|sample| number(sample.value)).collect();
             Measurement { at, verdict, values, message }
         }
@@ -209,6 +211,17 @@ pub fn due(spec: &AnalysisRunSpec, status: &AnalysisRunStatus, now: DateTime<Utc
 
 /// When to look at a run again: the next measurement, or the end of a hold. `None` when it has ended.
 pub fn next_due(spec: &AnalysisRunSpec, status: &AnalysisRunStatus, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    next_due_besides(spec, status, &BTreeSet::new(), now)
+}
+
+/// The same while the metrics in `asked` are being asked: their answers will come by themselves, but a hold
+/// does not wait for them.
+pub fn next_due_besides(
+    spec: &AnalysisRunSpec,
+    status: &AnalysisRunStatus,
+    asked: &BTreeSet<usize>,
+    now: DateTime<Utc>,
+) -> Option<DateTime<Utc>> {
     if ended(status.phase) {
         return None;
     }
@@ -218,7 +231,8 @@ pub fn next_due(spec: &AnalysisRunSpec, status: &AnalysisRunStatus, now: DateTim
     let open = (0..spec.metrics.len()).filter(|index| open(status, *index));
     open.flat_map(|index| {
         let hold = spec.metrics.get(index).zip(status.metrics.get(index));
-        [Some(ask_at(spec, status, index, now)), hold.and_then(|(metric, result)| hold_ends(metric, result))]
+        let ask = (!asked.contains(&index)).then(|| ask_at(spec, status, index, now));
+        [ask, hold.and_then(|(metric, result)| hold_ends(metric, result))]
     })
     .flatten()
     .min()
@@ -264,14 +278,28 @@ pub fn advance(
     measurement: Measurement,
     now: DateTime<Utc>,
 ) -> AnalysisRunStatus {
-    let mut next = begin(spec, status, now);
-    if ended(status.phase) || spec.terminate || !open(status, index) {
+    advance_all(spec, status, [(index, measurement)], now)
+}
+
+/// Takes in the measurements of one moment, and only then looks what they add up to: a failure is not lost
+/// behind an undecided metric, nor an answer behind a hold that ran out while it came.
+pub fn advance_all(
+    spec: &AnalysisRunSpec,
+    status: &AnalysisRunStatus,
+    measurements: impl IntoIterator<Item = (usize, Measurement)>,
+    now: DateTime<Utc>,
+) -> AnalysisRunStatus {
+    if ended(status.phase) || spec.terminate {
         return conclude(spec, status, now);
     }
-    let (Some(metric), Some(result)) = (spec.metrics.get(index), next.metrics.get_mut(index)) else {
-        return conclude(spec, status, now);
-    };
-    take_in(metric, result, measurement);
+    let mut next = begin(spec, status, now);
+    for (index, measurement) in measurements {
+        if open(&next, index)
+            && let (Some(metric), Some(result)) = (spec.metrics.get(index), next.metrics.get_mut(index))
+        {
+            take_in(metric, result, measurement);
+        }
+    }
     conclude(spec, &next, now)
 }
 
@@ -461,11 +489,15 @@ pub fn state(spec: &AnalysisRunSpec, status: Option<&AnalysisRunStatus>) -> Anal
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use chrono::{DateTime, TimeDelta, Utc};
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    use super::{advance, begin, conclude, due, ended, judge_sample, measure, next_due, state};
+    use super::{
+        advance, advance_all, begin, conclude, due, ended, judge_sample, measure, next_due, next_due_besides, state,
+    };
     use crate::{
         api::{AnalysisPhase, AnalysisRunSpec, AnalysisRunStatus, Measurement, Metric, Verdict},
         metrics::{Answer, Sample},
@@ -699,8 +731,11 @@ mod tests {
         assert!(due(&spec, &status, at(14)).is_empty());
         let passed = advance(&spec, &status, 0, given(Verdict::Pass, 15), at(16));
         assert_eq!(next_due(&spec, &passed, at(16)), Some(at(45)), "from the beginning of the last one");
+        let asked = BTreeSet::from([0]);
+        assert_eq!(next_due_besides(&spec, &passed, &asked, at(45)), None, "its answer will come");
         let held = advance(&spec, &passed, 0, given(Verdict::NoData, 45), at(45));
         assert_eq!(next_due(&spec, &held, at(45)), Some(at(49)));
+        assert_eq!(next_due_besides(&spec, &held, &asked, at(48)), Some(at(49)), "a hold does not wait for an answer");
         let over = conclude(&spec, &held, at(49));
         assert_eq!(next_due(&spec, &over, at(49)), None);
     }
@@ -736,6 +771,13 @@ mod tests {
         let both = advance(&spec, &held, 2, given(Verdict::Fail, 600), at(600));
         assert_eq!(both.phase, AnalysisPhase::Failed);
         assert!(both.message.starts_with("c: "), "{}", both.message);
+        // In one turn: b is undecided, and c fails.
+        let tie = [(1, given(Verdict::Inconclusive, 10)), (2, given(Verdict::Fail, 10))];
+        assert_eq!(advance_all(&spec, &held, tie, at(10)).phase, AnalysisPhase::Failed);
+        // In one turn: the holds of b and c run out, and their good answers come.
+        let late = advance(&spec, &held, 2, given(Verdict::NoData, 0), at(1));
+        let good = [(1, given(Verdict::Pass, 599)), (2, given(Verdict::Pass, 599))];
+        assert_eq!(advance_all(&spec, &late, good, at(601)).phase, AnalysisPhase::Passed);
         let all = advance(
             &spec,
             &advance(&spec, &held, 1, given(Verdict::Pass, 10), at(10)),
@@ -779,7 +821,7 @@ mod tests {
         assert_eq!((kept.measurements.len(), kept.errors, kept.passed), (5, 500, 3));
         assert_eq!(kept.measurements[3].at, at(30), "when it began");
         assert_eq!(kept.measurements[4].at, at(30 + 499 * 10), "the last one");
-        let (_, many) = phases(fields, &vec![Verdict::Pass; 50]);
+        let (_, many) = phases(fields, &[Verdict::Pass; 50]);
         assert_eq!(many.metrics[0].measurements.len(), 20);
     }
 
@@ -800,11 +842,14 @@ mod tests {
     #[test]
     fn values_and_errors_become_measurements() {
         let bound = metric(json!({"threshold": {"max": 0.05}}));
-        let good = measure(&bound, Ok(&answer(&[0.02])), at(0));
+        let good = measure(&bound, Ok(&answer(&[0.02])), at(0), at(0));
         assert_eq!((good.verdict, good.values), (Verdict::Pass, vec!["0.02".to_owned()]));
-        let odd = measure(&bound, Ok(&answer(&[f64::NEG_INFINITY])), at(0));
+        let odd = measure(&bound, Ok(&answer(&[f64::NEG_INFINITY])), at(0), at(0));
         assert_eq!(odd.values, ["-Inf"]);
-        let error = measure(&bound, Err("ClusterMetricProvider \"prom\" does not exist"), at(0));
+        let error = measure(&bound, Err("ClusterMetricProvider \"prom\" does not exist"), at(0), at(0));
+        // It waited for its turn: the sample is judged by the time of the answer, and counts from its beginning.
+        let waited = measure(&bound, Ok(&answer(&[0.02])), at(-100), at(1));
+        assert_eq!((waited.verdict, waited.at), (Verdict::Pass, at(-100)));
         assert_eq!(error.verdict, Verdict::Error);
         assert!(error.message.contains("does not exist"));
     }
