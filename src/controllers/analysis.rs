@@ -703,7 +703,7 @@ mod tests {
         assert_eq!(bench.api.0.writes.load(Ordering::SeqCst), 2, "one write a measurement");
         assert_eq!(*source.authorization.lock().unwrap(), vec![format!("Bearer {TOKEN}"); 2]);
         assert!(!status.to_string().contains(TOKEN));
-        assert!(bench.metrics.encode().contains("verdict=\"pass\"} 2"), "{}", bench.metrics.encode());
+        until("both are counted", || bench.metrics.encode().contains("verdict=\"pass\"} 2")).await;
 
         *source.value.lock().unwrap() = "0.5".into();
         bench.run("bad", json!({"interval": "1s"}));

@@ -1,7 +1,7 @@
 //! The loops. Each is *observe, decide, act*, and short.
 
-pub mod deploy_repo;
 pub mod analysis;
+pub mod deploy_repo;
 pub mod manifests;
 pub mod queue;
 pub mod sync_plan;
