@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use sluice::cli::{self, Exit};
+use sluice::controllers::{OperatorArgs, operator};
+use sluice::telemetry;
 
 /// Progressive delivery for Kubernetes that git can audit.
 #[derive(Parser)]
@@ -18,7 +20,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the operator
-    Operator,
+    Operator(OperatorArgs),
     /// Show what would happen to Rollouts in manifests, step by step, with times
     Plan(cli::plan::Arguments),
     /// Run a Rollout in a simulated world, with faults on request, and write a real log of it
@@ -56,7 +58,14 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             cli::completion::script(Arguments::command(), "sluice", shell, &mut io::stdout().lock())?;
             Ok(Exit::Reached)
         }
-        Command::Operator | Command::Plan(_) | Command::Rehearse(_) | Command::Crds => {
+        Command::Operator(arguments) => {
+            let filter = std::env::var("SLUICE_LOG").unwrap_or_else(|_| telemetry::DEFAULT_LOG_FILTER.to_owned());
+            telemetry::init_logs(&filter)?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(operator::run(arguments))?;
+            Ok(Exit::Reached)
+        }
+        Command::Plan(_) | Command::Rehearse(_) | Command::Crds => {
             anyhow::bail!("not part of this build yet")
         }
     }

@@ -3,7 +3,9 @@
 pub mod analysis;
 pub mod deploy_repo;
 pub mod manifests;
+pub mod operator;
 pub mod queue;
+pub mod rollout;
 pub mod sync_plan;
 
 use std::net::SocketAddr;
@@ -53,4 +55,15 @@ pub struct OperatorArgs {
     /// Where webhooks are received.
     #[arg(long, default_value = "0.0.0.0:9292")]
     pub webhook_address: SocketAddr,
+}
+
+/// No ledger: nothing is read, nothing is recorded. Every transition stays in its Rollout's outbox.
+#[derive(Clone, Copy, Debug)]
+pub struct NoLedger;
+
+impl LedgerView for NoLedger {
+    fn state(&self, _rollout: &Key) -> LedgerState {
+        LedgerState::default()
+    }
+    fn notify(&self, _rollout: &Key, _urgent: bool) {}
 }

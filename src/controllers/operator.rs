@@ -1,0 +1,221 @@
+//! The whole operator: what is watched, who works on it, and how it starts and stops.
+//!
+//! Starts warm: watches run on every replica, so a standby that becomes the leader acts at once. The gate is at
+//! the write. Stops in order: no new turns, turns that have begun end, events and records go out, the lease is
+//! given back, and last of all the health port closes.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use kube::runtime::watcher;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::queue::{self, Queue, QueueConfig};
+use super::rollout::RolloutController;
+use super::{LedgerView, OperatorArgs};
+use crate::cluster::client::client;
+use crate::cluster::events::Events;
+use crate::cluster::index::Index;
+use crate::cluster::kinds::Kind;
+use crate::cluster::lease::{LeaderElection, LeaseConfig, LeaseError};
+use crate::cluster::objects::Key;
+use crate::cluster::watch::{Observer, watch};
+use crate::cluster::write::Writer;
+use crate::http::{Readiness, ReadyHandle, serve_health};
+use crate::telemetry::{Metrics, Shutdown};
+
+/// Why the operator could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// No cluster to talk to.
+    #[error("no kubeconfig and no service account: {0}")]
+    NoCluster(#[source] Box<kube::config::InferConfigError>),
+    /// The client cannot be made.
+    #[error("the Kubernetes client cannot be made: {0}")]
+    Client(#[source] Box<kube::Error>),
+    /// The lease cannot be contended for.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// A port or a signal cannot be had.
+    #[error("{what}: {source}")]
+    Io {
+        /// Which.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The name of the lease in the operator's namespace.
+const LEASE: &str = "sluice-operator";
+
+/// Runs the operator until it is asked to stop.
+///
+/// # Errors
+/// When it cannot start; once it runs, troubles are retried and reported, not returned.
+pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
+    let shutdown = Shutdown::on_signals().map_err(|source| OperatorError::Io { what: "signals".to_owned(), source })?;
+    let config = kube::Config::infer().await.map_err(|error| OperatorError::NoCluster(Box::new(error)))?;
+    let client = client(config.clone()).map_err(|error| OperatorError::Client(Box::new(error)))?;
+    let metrics = Metrics::new();
+    let readiness = Readiness::default();
+    let index = Arc::new(Index::default());
+    let identity = args.identity.clone().unwrap_or_else(|| format!("sluice-{}", std::process::id()));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), cluster = args.cluster_name, identity, "starting");
+
+    let rollouts = Queue::new(
+        "rollout",
+        // A short longest back-off: a Rollout that fails may be the one somebody aborts next.
+        QueueConfig {
+            concurrency: args.concurrency,
+            longest_backoff: Duration::from_secs(5),
+            ..QueueConfig::default()
+        },
+    );
+    let observer = Arc::new(Wiring::new(&args, &readiness, &metrics, rollouts.clone()));
+    let health = listen(args.probe_address).await?;
+    let metrics_listener = listen(args.metrics_address).await?;
+    // Both ports serve the same pages: probes and scrapes come from different networks.
+    let health = tokio::spawn(serve_health(health, readiness.clone(), metrics.clone(), shutdown.clone()));
+    let scrapes = tokio::spawn(serve_health(metrics_listener, readiness.clone(), metrics.clone(), shutdown.clone()));
+
+    let leadership = LeaderElection::start(config, &args.namespace, LEASE, &identity, LeaseConfig::default()).await?;
+    let writer =
+        Writer::new(client.clone(), Arc::clone(&index), Arc::new(leadership.clone()), Arc::new(metrics.clone()));
+    let (events, events_task) = Events::start(client.clone(), &identity, metrics.clone());
+
+    let mut background = JoinSet::new();
+    let namespaces: Vec<Option<String>> = match args.watch_namespaces.as_slice() {
+        [] => vec![None],
+        listed => listed.iter().cloned().map(Some).collect(),
+    };
+    for kind in Kind::ALL {
+        let scopes = if kind.is_cluster_scoped() { vec![None] } else { namespaces.clone() };
+        for namespace in scopes {
+            let observer: Arc<dyn Observer> = observer.clone();
+            background.spawn(watch(client.clone(), Arc::clone(&index), kind, namespace, observer));
+        }
+    }
+    background.spawn(follow_leadership(leadership.clone(), Arc::clone(&index), rollouts.clone(), metrics.clone()));
+
+    let epoch = {
+        let leadership = leadership.clone();
+        Arc::new(move || leadership.epoch())
+    };
+    let ledger: Arc<dyn LedgerView> = Arc::new(super::NoLedger);
+    let controller = Arc::new(RolloutController {
+        index: Arc::clone(&index),
+        writer,
+        epoch,
+        ledger,
+        events: events.clone(),
+        metrics: metrics.clone(),
+        now: Utc::now,
+    });
+    let work = {
+        let readiness = readiness.clone();
+        let controller = Arc::clone(&controller);
+        move |key: Key| {
+            let (controller, readiness) = (Arc::clone(&controller), readiness.clone());
+            async move {
+                if !readiness.is_ready() {
+                    // A decision on half of the cluster is no decision: what is missing would look deleted.
+                    return queue::Outcome::After(Duration::from_millis(100));
+                }
+                controller.turn(&key).await
+            }
+        }
+    };
+    let dropped = queue::run(rollouts, work, metrics.clone(), shutdown.clone()).await;
+    if dropped > 0 {
+        tracing::warn!(dropped, "turns were dropped unfinished; the next leader repeats them");
+    }
+    drop(controller);
+    drop(events);
+    let _ = tokio::time::timeout(Duration::from_secs(3), events_task).await;
+    leadership.release().await;
+    background.abort_all();
+    health.abort();
+    scrapes.abort();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, OperatorError> {
+    TcpListener::bind(address).await.map_err(|source| OperatorError::Io { what: format!("port {address}"), source })
+}
+
+/// Whoever becomes the leader looks at everything once.
+async fn follow_leadership(
+    mut leadership: crate::cluster::lease::Leadership,
+    index: Arc<Index>,
+    rollouts: Queue<Key>,
+    metrics: Metrics,
+) {
+    loop {
+        let leads = leadership.is_leader();
+        metrics.set_leader(leads);
+        if leads {
+            tracing::info!(epoch = leadership.epoch(), "leading");
+            for key in index.keys(Kind::Rollout) {
+                rollouts.add(key);
+            }
+        } else {
+            tracing::info!("standing by");
+        }
+        leadership.changed().await;
+    }
+}
+
+/// From what the watches see to who works on it.
+struct Wiring {
+    rollouts: Queue<Key>,
+    metrics: Metrics,
+    handles: HashMap<Kind, ReadyHandle>,
+    /// Lists still to come, by kind.
+    missing: Mutex<HashMap<Kind, BTreeSet<Option<String>>>>,
+}
+
+impl Wiring {
+    fn new(args: &OperatorArgs, readiness: &Readiness, metrics: &Metrics, rollouts: Queue<Key>) -> Self {
+        let scopes = |kind: Kind| -> BTreeSet<Option<String>> {
+            match args.watch_namespaces.as_slice() {
+                listed if !listed.is_empty() && !kind.is_cluster_scoped() => listed.iter().cloned().map(Some).collect(),
+                _ => [None].into(),
+            }
+        };
+        Self {
+            rollouts,
+            metrics: metrics.clone(),
+            handles: Kind::ALL.into_iter().map(|kind| (kind, readiness.handle(kind.name()))).collect(),
+            missing: Mutex::new(Kind::ALL.into_iter().map(|kind| (kind, scopes(kind))).collect()),
+        }
+    }
+}
+
+impl Observer for Wiring {
+    fn changed(&self, kind: Kind, _key: &Key, rollouts: BTreeSet<Key>) {
+        self.metrics.watch_seen(kind.name());
+        for rollout in rollouts {
+            self.rollouts.add(rollout);
+        }
+    }
+
+    fn listed(&self, kind: Kind, namespace: Option<&str>) {
+        self.metrics.watch_seen(kind.name());
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(scopes) = missing.get_mut(&kind) else { return };
+        scopes.remove(&namespace.map(str::to_owned));
+        if scopes.is_empty()
+            && let Some(handle) = self.handles.get(&kind)
+        {
+            handle.ready();
+        }
+    }
+
+    fn failed(&self, _kind: Kind, _error: &watcher::Error) {}
+}
