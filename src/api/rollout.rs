@@ -75,7 +75,6 @@ pub struct RolloutSpec {
 #[serde(rename_all = "camelCase")]
 pub struct Selector {
     /// Labels that must be equal.
-    #[serde(default)]
     #[schemars(length(min = 1, max = 64))]
     pub match_labels: BTreeMap<String, String>,
 }
