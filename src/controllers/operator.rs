@@ -9,14 +9,16 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{SubsecRound, Utc};
 use kube::runtime::watcher;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use super::deploy_repo::{self, DeployRepos, SyncTrigger};
 use super::queue::{self, Queue, QueueConfig};
 use super::rollout::RolloutController;
 use super::{LedgerView, OperatorArgs};
+use crate::cluster::apply::Applier;
 use crate::cluster::client::client;
 use crate::cluster::events::Events;
 use crate::cluster::index::Index;
@@ -25,7 +27,8 @@ use crate::cluster::lease::{LeaderElection, LeaseConfig, LeaseError};
 use crate::cluster::objects::Key;
 use crate::cluster::watch::{Observer, watch};
 use crate::cluster::write::Writer;
-use crate::http::{Readiness, ReadyHandle, serve_health};
+use crate::git::{GitCache, GitError};
+use crate::http::{Access, Limits, Readiness, ReadyHandle, Repositories, serve_health, serve_webhooks};
 use crate::telemetry::{Metrics, Shutdown};
 
 /// Why the operator could not start, or had to stop.
@@ -40,6 +43,9 @@ pub enum OperatorError {
     /// The lease cannot be contended for.
     #[error(transparent)]
     Lease(#[from] LeaseError),
+    /// The cache of repositories cannot be had.
+    #[error("the git cache: {0}")]
+    Git(#[from] GitError),
     /// A port or a signal cannot be had.
     #[error("{what}: {source}")]
     Io {
@@ -76,7 +82,9 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
             ..QueueConfig::default()
         },
     );
-    let observer = Arc::new(Wiring::new(&args, &readiness, &metrics, rollouts.clone()));
+    let syncs = Queue::new("deploy-repo", deploy_repo::queue_config());
+    let trigger = SyncTrigger::new(syncs.clone());
+    let observer = Arc::new(Wiring::new(&args, &readiness, &metrics, rollouts.clone(), syncs.clone()));
     let health = listen(args.probe_address).await?;
     let metrics_listener = listen(args.metrics_address).await?;
     // Both ports serve the same pages: probes and scrapes come from different networks.
@@ -84,8 +92,13 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     let scrapes = tokio::spawn(serve_health(metrics_listener, readiness.clone(), metrics.clone(), shutdown.clone()));
 
     let leadership = LeaderElection::start(config, &args.namespace, LEASE, &identity, LeaseConfig::default()).await?;
-    let writer =
-        Writer::new(client.clone(), Arc::clone(&index), Arc::new(leadership.clone()), Arc::new(metrics.clone()));
+    let gate = Arc::new(leadership.clone());
+    let writer = Writer::new(client.clone(), Arc::clone(&index), gate.clone(), Arc::new(metrics.clone()));
+    let cache = GitCache::new(args.cache_dir.clone())?;
+    let applier = Applier::new(client.clone(), gate, Arc::new(metrics.clone()));
+    let repos = Arc::new(DeployRepos::new(applier, writer.clone(), cache, args.namespace.clone(), trigger.clone()));
+    let hooks = Hooks { repos: Arc::clone(&repos), trigger };
+    let webhooks = listen(args.webhook_address).await?;
     let (events, events_task) = Events::start(client.clone(), &identity, metrics.clone());
 
     let mut background = JoinSet::new();
@@ -100,7 +113,33 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
             background.spawn(watch(client.clone(), Arc::clone(&index), kind, namespace, observer));
         }
     }
-    background.spawn(follow_leadership(leadership.clone(), Arc::clone(&index), rollouts.clone(), metrics.clone()));
+    background.spawn(follow_leadership(
+        leadership.clone(),
+        Arc::clone(&index),
+        rollouts.clone(),
+        syncs.clone(),
+        metrics.clone(),
+    ));
+    let webhooks = tokio::spawn(serve_webhooks(webhooks, hooks, Limits::default(), metrics.clone(), shutdown.clone()));
+    let syncing = {
+        let (readiness, leadership) = (readiness.clone(), leadership.clone());
+        tokio::spawn(queue::run(
+            syncs,
+            move |key: Key| {
+                let (repos, ready, leads) = (Arc::clone(&repos), readiness.is_ready(), leadership.is_leader());
+                async move {
+                    match (leads, ready) {
+                        // A standby asks no repository; whoever becomes the leader adds every key.
+                        (false, _) => queue::Outcome::Done,
+                        (true, false) => queue::Outcome::After(Duration::from_millis(100)),
+                        (true, true) => repos.turn(key).await,
+                    }
+                }
+            },
+            metrics.clone(),
+            shutdown.clone(),
+        ))
+    };
 
     let epoch = {
         let leadership = leadership.clone();
@@ -114,7 +153,8 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
         ledger,
         events: events.clone(),
         metrics: metrics.clone(),
-        now: Utc::now,
+        // Thousandths are enough for people, and what is compared is also what is stored.
+        now: || Utc::now().trunc_subsecs(3),
     });
     let work = {
         let readiness = readiness.clone();
@@ -134,6 +174,8 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     if dropped > 0 {
         tracing::warn!(dropped, "turns were dropped unfinished; the next leader repeats them");
     }
+    let _ = syncing.await;
+    let _ = webhooks.await;
     drop(controller);
     drop(events);
     let _ = tokio::time::timeout(Duration::from_secs(3), events_task).await;
@@ -154,6 +196,7 @@ async fn follow_leadership(
     mut leadership: crate::cluster::lease::Leadership,
     index: Arc<Index>,
     rollouts: Queue<Key>,
+    syncs: Queue<Key>,
     metrics: Metrics,
 ) {
     loop {
@@ -163,6 +206,9 @@ async fn follow_leadership(
             tracing::info!(epoch = leadership.epoch(), "leading");
             for key in index.keys(Kind::Rollout) {
                 rollouts.add(key);
+            }
+            for key in index.keys(Kind::DeployRepo) {
+                syncs.add(key);
             }
         } else {
             tracing::info!("standing by");
@@ -174,6 +220,7 @@ async fn follow_leadership(
 /// From what the watches see to who works on it.
 struct Wiring {
     rollouts: Queue<Key>,
+    syncs: Queue<Key>,
     metrics: Metrics,
     handles: HashMap<Kind, ReadyHandle>,
     /// Lists still to come, by kind.
@@ -181,7 +228,13 @@ struct Wiring {
 }
 
 impl Wiring {
-    fn new(args: &OperatorArgs, readiness: &Readiness, metrics: &Metrics, rollouts: Queue<Key>) -> Self {
+    fn new(
+        args: &OperatorArgs,
+        readiness: &Readiness,
+        metrics: &Metrics,
+        rollouts: Queue<Key>,
+        syncs: Queue<Key>,
+    ) -> Self {
         let scopes = |kind: Kind| -> BTreeSet<Option<String>> {
             match args.watch_namespaces.as_slice() {
                 listed if !listed.is_empty() && !kind.is_cluster_scoped() => listed.iter().cloned().map(Some).collect(),
@@ -190,6 +243,7 @@ impl Wiring {
         };
         Self {
             rollouts,
+            syncs,
             metrics: metrics.clone(),
             handles: Kind::ALL.into_iter().map(|kind| (kind, readiness.handle(kind.name()))).collect(),
             missing: Mutex::new(Kind::ALL.into_iter().map(|kind| (kind, scopes(kind))).collect()),
@@ -198,8 +252,11 @@ impl Wiring {
 }
 
 impl Observer for Wiring {
-    fn changed(&self, kind: Kind, _key: &Key, rollouts: BTreeSet<Key>) {
+    fn changed(&self, kind: Kind, key: &Key, rollouts: BTreeSet<Key>) {
         self.metrics.watch_seen(kind.name());
+        if kind == Kind::DeployRepo {
+            self.syncs.add(key.clone());
+        }
         for rollout in rollouts {
             self.rollouts.add(rollout);
         }
@@ -218,4 +275,28 @@ impl Observer for Wiring {
     }
 
     fn failed(&self, _kind: Kind, _error: &watcher::Error) {}
+}
+
+/// What the webhook receiver may ask and do.
+struct Hooks {
+    repos: Arc<DeployRepos<GitCache>>,
+    trigger: SyncTrigger,
+}
+
+impl Repositories for Hooks {
+    async fn access(&self, namespace: &str, name: &str) -> Access {
+        match self.repos.webhook_token(&Key::new(namespace, name)).await {
+            Ok(None) => Access::Unknown,
+            Ok(Some(None)) => Access::Open,
+            Ok(Some(Some(token))) => Access::Token(token),
+            Err(error) => {
+                tracing::warn!(namespace, name, %error, "the webhook's token cannot be read");
+                Access::Unavailable
+            }
+        }
+    }
+
+    fn look_now(&self, namespace: &str, name: &str) {
+        self.trigger.request(&Key::new(namespace, name));
+    }
 }
