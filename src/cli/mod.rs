@@ -5,8 +5,12 @@
 //! a person is never told anything the operator would not do. Nothing in here decides.
 
 pub mod completion;
+pub mod declarations;
 pub mod exit;
+pub mod fetch;
 pub mod plan;
 pub mod rehearse;
+pub mod rollout_status;
+pub mod terminal;
 
 pub use exit::Exit;
