@@ -322,7 +322,9 @@ spec:
         let wrong = read_text(&ROLLOUT.replace("setWeight: 20", "setWieght: 20"));
         assert_eq!(
             wrong.errors,
-            ["web.yaml, document 1 (Rollout shop/web): spec.strategy.canary.steps[0].setWieght: there is no such field"]
+            [
+                "web.yaml, document 1 (Rollout shop/web): spec.strategy.canary.steps[0].setWieght: there is no such field"
+            ]
         );
         assert!(wrong.rollouts.is_empty());
     }

@@ -250,7 +250,11 @@ async fn show(connection: &Connection, terminal: Terminal, look: Look) -> Result
         Some(name) => {
             let lens = Lens::open(&client, Some(&namespace), &NEEDED).await?;
             let key = Key::new(namespace, bare(name));
-            if look.watches() { watch_one(&lens, &key, terminal, &look).await } else { show_one(&lens, &key, terminal, &look) }
+            if look.watches() {
+                watch_one(&lens, &key, terminal, &look).await
+            } else {
+                show_one(&lens, &key, terminal, &look)
+            }
         }
         None => show_many(&client, &namespace, terminal, &look).await,
     }
@@ -383,10 +387,7 @@ async fn views(
     }
     let keys = lens.index().keys(Kind::Rollout);
     let wanted = keys.into_iter().filter(|key| selected.as_ref().is_none_or(|selected| selected.contains(key)));
-    Ok(wanted
-        .filter_map(|key| Facts::of(lens.index(), &key, &gaps, now))
-        .map(|facts| View::of(&facts, now))
-        .collect())
+    Ok(wanted.filter_map(|key| Facts::of(lens.index(), &key, &gaps, now)).map(|facts| View::of(&facts, now)).collect())
 }
 
 /// One transition, in the form asked for.
@@ -463,8 +464,8 @@ async fn watch_one(lens: &Lens, key: &Key, terminal: Terminal, look: &Look) -> R
             complaint = trouble;
         }
         if let Some(until) = look.until {
-            let watchman = watchman
-                .get_or_insert_with(|| Watchman::new(until, look.fail_on_pause, look.revision.clone(), &facts));
+            let watchman =
+                watchman.get_or_insert_with(|| Watchman::new(until, look.fail_on_pause, look.revision.clone(), &facts));
             if let Some(end) = watchman.judge(&facts) {
                 return Ok(finish(&end, &facts, &view));
             }
@@ -506,7 +507,10 @@ async fn say(connection: &Connection, verb: Verb, speech: &Speech) -> Result<Exi
     match outcome {
         Some(status) if status.outcome.as_deref() == Some("Applied") => {
             let message = status.message.filter(|message| !message.is_empty()).unwrap_or(word.meaning);
-            print(&format!("rollout.sluice.dev/{} {action}: applied, by {actor} ({intervention}): {message}\n", key.name))?;
+            print(&format!(
+                "rollout.sluice.dev/{} {action}: applied, by {actor} ({intervention}): {message}\n",
+                key.name
+            ))?;
             Ok(Exit::Reached)
         }
         Some(status) => {

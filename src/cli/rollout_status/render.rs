@@ -16,7 +16,8 @@ pub fn detail(view: &View) -> Vec<Line> {
     lines.push(answer("What", Tone::Plain, what(view)));
     lines.push(answer("Where", Tone::Plain, position(view)));
     if let Some(text) = waiting(view) {
-        let tone = if view.needs_person() || view.phase == Phase::Holding { Tone::Attention } else { phase(view.phase) };
+        let tone =
+            if view.needs_person() || view.phase == Phase::Holding { Tone::Attention } else { phase(view.phase) };
         lines.push(answer("Waiting", tone, text));
     }
     if let Some(text) = next(view) {
@@ -200,7 +201,9 @@ fn times(step: &Step, now: DateTime<Utc>) -> String {
         }
         (StepState::Done | StepState::Aborted, Some(start), _) => return clock(start, now),
         (StepState::Done | StepState::Aborted, None, _) => return String::new(),
-        (StepState::Current, Some(start), Some(end)) => format!("since {}, until {}", clock(start, now), clock(end, now)),
+        (StepState::Current, Some(start), Some(end)) => {
+            format!("since {}, until {}", clock(start, now), clock(end, now))
+        }
         (StepState::Current, Some(start), None) => format!("since {}", clock(start, now)),
         (StepState::Current, None, Some(end)) => format!("until {}", clock(end, now)),
         (StepState::Ahead, Some(start), _) => when(start, now),
@@ -349,7 +352,13 @@ pub fn transition_key(view: &View) -> String {
     let waits_on = view.waiting.as_ref().map(|waiting| waiting.on.as_str()).filter(|on| *on != "Operator");
     format!(
         "{}/{} {} {:?} {:?} {:?} {:?} {:?} {waits_on:?}",
-        view.namespace, view.name, view.what.revision, view.what.attempt, view.phase, position.state, position.step,
+        view.namespace,
+        view.name,
+        view.what.revision,
+        view.what.attempt,
+        view.phase,
+        position.state,
+        position.step,
         position.weight
     )
 }

@@ -165,9 +165,8 @@ impl World {
         let mut facts = self.observed();
         // The engine's own words are tested where it lives; here it is given what to say.
         if self.gaps.is_empty() {
-            facts.turn = self.wait.map(|(on, message, until)| {
-                Turn::Wait(Wait { until, on, message: message.to_owned() })
-            });
+            facts.turn =
+                self.wait.map(|(on, message, until)| Turn::Wait(Wait { until, on, message: message.to_owned() }));
             let stage = facts.status.release.as_ref().map(|release| release.stage + 1);
             facts.timeline = stage.map(|current| self.timeline(current));
         }
@@ -196,12 +195,7 @@ impl World {
                 needs_person: *needs_person,
             }
         });
-        Timeline {
-            now: now(),
-            stages: stages.collect(),
-            ends_at: None,
-            blocked_on: Some("one approval".to_owned()),
-        }
+        Timeline { now: now(), stages: stages.collect(), ends_at: None, blocked_on: Some("one approval".to_owned()) }
     }
 
     fn view(&self) -> View {
@@ -264,7 +258,9 @@ canary   REVISION_2   1/1 ready   20 %      registry.example/web:v2
 
 /// Revisions are hashes; the goldens name them by version.
 fn golden(text: &str) -> String {
-    text.replace("0c0c7ed1f2", &revision("v2")).replace("REVISION_1", &revision("v1")).replace("REVISION_2", &revision("v2"))
+    text.replace("0c0c7ed1f2", &revision("v2"))
+        .replace("REVISION_1", &revision("v1"))
+        .replace("REVISION_2", &revision("v2"))
 }
 
 #[test]
@@ -463,8 +459,11 @@ fn the_document_is_a_contract() {
                "query": "sum(rate(errors[1m]))", "at": "2026-03-02T14:00:54Z"})
     );
     assert_eq!(document["where"]["state"], "Aborted");
-    assert_eq!(document["sides"][0], json!({"role": "stable", "revision": revision("v1"), "replicas": 4, "ready": 4,
-        "available": 4, "weight": 100, "images": ["registry.example/web:v1"]}));
+    assert_eq!(
+        document["sides"][0],
+        json!({"role": "stable", "revision": revision("v1"), "replicas": 4, "ready": 4,
+        "available": 4, "weight": 100, "images": ["registry.example/web:v1"]})
+    );
     let stepping = serde_json::to_value(World::new().view()).unwrap();
     assert_eq!(stepping["next"]["step"], 3);
     assert_eq!(stepping["waiting"]["until"], "2026-03-02T14:02:10Z");
@@ -497,8 +496,8 @@ fn judge(until: Until, first: &World, then: &World) -> Option<Exit> {
 #[test]
 fn every_end_of_a_watch_has_its_code() {
     let superseded = World::new().with(json!({"revision": "another-one", "release": {"revision": "another-one"}}));
-    let reverted = World::new()
-        .with(json!({"phase": "Ready", "revision": revision("v1"), "release": null, "weight": 0}));
+    let reverted =
+        World::new().with(json!({"phase": "Ready", "revision": revision("v1"), "release": null, "weight": 0}));
     let on_the_way_back = aborted_by_verdict().with(json!({"weight": 20}));
     let stalled = World::new().with(json!({"phase": "Stalled", "message": "no such route"}));
     let paused = World::new().with(json!({"phase": "Paused"}));

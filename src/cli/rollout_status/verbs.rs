@@ -156,16 +156,15 @@ fn promote(
     match turn {
         Turn::Wait(wait) => match wait.on {
             WaitOn::Person => Ok(approve()),
-            WaitOn::Pause => Ok(bound(InterventionAction::Skip, format!("the rest of the pause in step {step} is skipped"))),
-            WaitOn::Analysis | WaitOn::Metrics => Ok(bound(
-                InterventionAction::Skip,
-                format!("step {step} does not wait for its analysis any longer"),
-            )),
+            WaitOn::Pause => {
+                Ok(bound(InterventionAction::Skip, format!("the rest of the pause in step {step} is skipped")))
+            }
+            WaitOn::Analysis | WaitOn::Metrics => {
+                Ok(bound(InterventionAction::Skip, format!("step {step} does not wait for its analysis any longer")))
+            }
             _ => Err(Nothing(format!("{name} waits for nothing a person can give: {}", wait.message))),
         },
-        Turn::Apply(_) | Turn::Advance(_) => {
-            Err(Nothing(format!("{name} does not wait at the moment; look again")))
-        }
+        Turn::Apply(_) | Turn::Advance(_) => Err(Nothing(format!("{name} does not wait at the moment; look again"))),
     }
 }
 
