@@ -1,6 +1,15 @@
-//! The parts of the cluster harness, and the stories that run on it.
+//! The harness: it builds the tools of a real cluster from package registries, boots clusters, breaks their
+//! components on request, and runs stories on them.
+//!
+//! It knows the operator only from outside: its image, its chart, its custom resources, its plugin.
 
+pub mod cluster;
+pub mod command;
+pub mod images;
+pub mod progress;
+pub mod tools;
 pub mod traffic;
+pub mod wait;
 
 /// Installs the one cryptography provider. Calling it again does nothing.
 pub fn crypto() {

@@ -1,2 +1,97 @@
-//! The cluster harness and the stories that run on it.
-fn main() {}
+//! `e2e`: builds the tools, boots clusters, runs the demo and the stories.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow};
+use clap::{Parser, Subcommand};
+use e2e::cluster::{Cluster, Options, stop_all, stop_ownerless};
+use e2e::progress::line;
+use e2e::tools::Tools;
+use e2e::{cluster, images};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(about = "Boots a real cluster from registry packages and runs the stories on it")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the tools of a cluster, where they are not built yet
+    Tools,
+    /// Boot a cluster and keep it until `e2e down`
+    Up,
+    /// Take down every cluster that was kept or left behind
+    Down,
+    /// Write the pods to scrape to a file, for Prometheus
+    #[command(hide = true)]
+    Targets {
+        #[arg(long)]
+        kubeconfig: PathBuf,
+        #[arg(long)]
+        file: PathBuf,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    e2e::crypto();
+    // A panic must not leave a cluster behind, whether it unwinds or not.
+    let show = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        show(panic);
+        stop_all();
+    }));
+    let task = Arguments::parse().task;
+    let result = tokio::select! {
+        result = perform(task) => result,
+        name = interrupted() => Err(anyhow!("interrupted by {name}")),
+    };
+    stop_all();
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn perform(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Tools => {
+            tokio::task::spawn_blocking(Tools::ready).await??;
+        }
+        Task::Up => {
+            let tools = tokio::task::spawn_blocking(Tools::ready).await??;
+            let images = vec![images::demo_archive(&tools).await?];
+            let cluster = Cluster::start(&tools, Options { images }).await?;
+            line(format_args!("export KUBECONFIG={}", cluster.kubeconfig().display()));
+            line(format_args!("the Gateway listens on {}", cluster.gateway_address()));
+            cluster.keep()?;
+        }
+        Task::Down => {
+            let count = tokio::task::spawn_blocking(stop_ownerless).await??;
+            line(format_args!("clusters taken down: {count}"));
+        }
+        Task::Targets { kubeconfig, file } => {
+            cluster::write_targets(cluster::client_of(&kubeconfig).await?, &file).await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns when somebody wants the harness to end.
+async fn interrupted() -> &'static str {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => "Ctrl-C",
+        _ = terminate.recv() => "SIGTERM",
+    }
+}
