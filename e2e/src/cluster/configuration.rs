@@ -55,6 +55,8 @@ pub fn components(layout: &Layout, tools: &Tools, certificates: &Certificates) -
             "--allow-privileged=true".to_owned(),
             format!("--kubelet-client-certificate={}", pki("admin.crt")),
             format!("--kubelet-client-key={}", pki("admin.key")),
+            // The node has no name that anything resolves.
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
             "--profiling=false".to_owned(),
         ])
         .ready_when(Ready::Answers(format!("https://{node}:6443/readyz")));
