@@ -1,14 +1,14 @@
 //! What is measured, and what a measurement means.
 
 use chrono::{DateTime, Utc};
-use kube::CustomResource;
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Condition, Duration};
 
 /// Metrics to judge, with arguments, for the Rollouts of one namespace.
-#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(group = "sluice.dev", version = "v1alpha1", kind = "AnalysisTemplate", namespaced, shortname = "at")]
 #[kube(printcolumn(name = "Metrics", type_ = "string", json_path = ".spec.metrics[*].name"))]
 #[kube(printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"))]
@@ -17,14 +17,16 @@ pub struct AnalysisTemplateSpec {
     /// The arguments the metrics use as `{{args.name}}`.
     #[serde(default)]
     #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub args: Vec<TemplateArgument>,
     /// The metrics; all of them are judged.
     #[schemars(length(min = 1, max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub metrics: Vec<Metric>,
 }
 
 /// Metrics to judge, with arguments, for the Rollouts of every namespace.
-#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(group = "sluice.dev", version = "v1alpha1", kind = "ClusterAnalysisTemplate", shortname = "cat")]
 #[kube(printcolumn(name = "Metrics", type_ = "string", json_path = ".spec.metrics[*].name"))]
 #[kube(printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"))]
@@ -33,9 +35,11 @@ pub struct ClusterAnalysisTemplateSpec {
     /// The arguments the metrics use as `{{args.name}}`.
     #[serde(default)]
     #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub args: Vec<TemplateArgument>,
     /// The metrics; all of them are judged.
     #[schemars(length(min = 1, max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub metrics: Vec<Metric>,
 }
 
@@ -52,8 +56,14 @@ pub struct TemplateArgument {
 }
 
 /// One metric: how to ask, how often, and what the answer means.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("has(self.threshold) || has(self.successCondition) || has(self.failureCondition)", "nothing says what is good: give a threshold, a successCondition or a failureCondition"),
+    validation = Rule::new("!has(self.count) || self.count <= 1 || has(self.interval)")
+        .message("more than one measurement needs an interval")
+        .field_path(".interval"),
+)]
 pub struct Metric {
     /// Its name, unique in the run.
     #[schemars(length(min = 1, max = 128))]
@@ -104,8 +114,12 @@ pub struct Metric {
 }
 
 /// Bounds of a good value; at least one of them.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("has(self.min) || has(self.max)", "give min, max or both"),
+    validation = ("!has(self.min) || !has(self.max) || self.min <= self.max", "min is greater than max: no value passes"),
+)]
 pub struct Threshold {
     /// The least good value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,8 +163,11 @@ impl MissingPolicy {
 }
 
 /// Whom to ask, and what. Exactly one kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("has(self.prometheus)", "name exactly one kind of provider; known are: prometheus"),
+)]
 pub struct MetricQuery {
     /// A query to a Prometheus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -184,7 +201,7 @@ pub enum ProviderKind {
 
 /// One evaluation of metrics for one (revision, attempt, stage) of a Rollout. It holds its resolved spec, so
 /// that an edited template neither changes it nor starts another.
-#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "sluice.dev",
     version = "v1alpha1",
@@ -199,17 +216,27 @@ pub enum ProviderKind {
 #[kube(printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1))]
 #[kube(printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"))]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("self.rollout == oldSelf.rollout && self.revision == oldSelf.revision && self.attempt == oldSelf.attempt && self.stage == oldSelf.stage && self.metrics == oldSelf.metrics", "an AnalysisRun is never edited, but for terminate"),
+    validation = Rule::new("self.terminate || !oldSelf.terminate")
+        .message("an ended run does not go on")
+        .field_path(".terminate"),
+)]
 pub struct AnalysisRunSpec {
     /// The Rollout it judges.
+    #[schemars(length(min = 1, max = 253))]
     pub rollout: String,
     /// The revision it judges.
+    #[schemars(length(min = 1, max = 253))]
     pub revision: String,
     /// The attempt of that revision.
     pub attempt: i32,
     /// `background`, or `step-N` with the index of the step.
+    #[schemars(length(min = 1, max = 253))]
     pub stage: String,
     /// The metrics with every argument filled in.
     #[schemars(length(min = 1, max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub metrics: Vec<Metric>,
     /// Ends the run; what was measured so far is kept. Set by the operator when the rollout moved on.
     #[serde(default)]

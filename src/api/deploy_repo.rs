@@ -1,7 +1,7 @@
 //! A git repository that declares what runs in the cluster, and takes the record of it.
 
 use chrono::{DateTime, Utc};
-use kube::CustomResource;
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ use super::{Condition, Duration};
 ///
 /// In the operator's own namespace it may manage the namespaces it lists; in any other namespace it manages
 /// that namespace only.
-#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "sluice.dev",
     version = "v1alpha1",
@@ -38,15 +38,18 @@ use super::{Condition, Duration};
 #[serde(rename_all = "camelCase")]
 pub struct DeployRepoSpec {
     /// Its address: `https://`, `http://` or `ssh://`, without user's password or token.
-    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^(https?://[^@\s]+|ssh://[^\s]+)$"))]
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = (r"self.matches(r'^(https?://[^/@?#\s]+|ssh://([^/@:?#\s]+@)?[^/@?#\s]+)(/[^?#\s]*)?$')", "must be https://, http:// or ssh://, without password, token, query or fragment; credentials belong into secretRef"))]
     pub url: String,
     /// The branch people commit to.
     #[serde(default = "main_branch")]
     #[schemars(length(min = 1, max = 255))]
+    #[x_kube(validation = ("!self.startsWith('rollout-log/') && !self.startsWith('-')", "must be the branch that people commit to, not a log branch"))]
     pub branch: String,
     /// The folder with the manifests; the whole repository when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
+    #[x_kube(validation = ("!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "must be a folder within the repository, written without a leading / and without .."))]
     pub path: Option<String>,
     /// A Secret in this namespace: `username` and `password`, or `identity` and `known_hosts`; and
     /// `webhookToken` for the webhook.
@@ -57,7 +60,8 @@ pub struct DeployRepoSpec {
     pub interval: Option<Duration>,
     /// The namespaces it may manage and record, besides its own. Allowed in the operator's namespace only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1000))]
+    #[schemars(length(max = 1000), inner(length(min = 1, max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub namespaces: Vec<String>,
     /// Apply the manifests. Without it another tool applies them, and only the record is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -125,12 +125,14 @@ impl JsonSchema for Duration {
         true
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // An int-or-string has no types of its own, and a pattern's own message is for programs.
         json_schema!({
             "x-kubernetes-int-or-string": true,
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "pattern": "^([0-9]+|([0-9]+(ms|s|m|h|d))+)$",
-            "minimum": 0,
-            "maxLength": 32
+            "maxLength": 32,
+            "x-kubernetes-validations": [{
+                "rule": "type(self) == int ? self >= 0 && self <= 31622400 : self.matches(r'^([0-9]{1,8}|([0-9]{1,8}(ms|s|m|h|d))+)$')",
+                "message": "write seconds (30) or units (90s, 10m, 1h30m, 250ms), at most 366 days"
+            }]
         })
     }
 }

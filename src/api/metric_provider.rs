@@ -1,7 +1,7 @@
 //! Where metrics come from. Written by administrators; Rollouts only name one, so that a tenant cannot point
 //! the operator at an address of their own (argo-rollouts #4707).
 
-use kube::CustomResource;
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -36,11 +36,12 @@ pub struct ClusterMetricProviderSpec {
 }
 
 /// How to reach a Prometheus.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PrometheusServer {
     /// Its base address, `http://` or `https://`, without user or password.
-    #[schemars(length(max = 2048), regex(pattern = r"^https?://[^@\s]+$"))]
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = (r"self.matches(r'^https?://[^/@?#\s]+(/[^?#\s]*)?$')", "must be http:// or https://, without user, password, query or fragment"))]
     pub address: String,
     /// The token for `Authorization: Bearer`, from a Secret (in this namespace, or in the operator's for a
     /// cluster-wide provider).
@@ -48,6 +49,7 @@ pub struct PrometheusServer {
     pub bearer_token: Option<SecretKey>,
     /// Headers sent with each query, such as `X-Scope-OrgID`.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
     pub headers: std::collections::BTreeMap<String, String>,
     /// How long one query may take; 10 seconds when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

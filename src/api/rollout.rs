@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use kube::CustomResource;
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Duration, PodTemplate, RolloutStatus};
 
 /// A workload whose new versions take over step by step.
-#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "sluice.dev",
     version = "v1alpha1",
@@ -39,10 +39,21 @@ use super::{Duration, PodTemplate, RolloutStatus};
 #[kube(printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1))]
 #[kube(validation = ("self.metadata.name.size() <= 46", "metadata.name: at most 46 letters, so that the names of ReplicaSets and pods fit"))]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.template.metadata) && has(self.template.metadata.labels) && self.selector.matchLabels.all(key, key in self.template.metadata.labels && self.template.metadata.labels[key] == self.selector.matchLabels[key])")
+        .message("must carry every label of spec.selector.matchLabels")
+        .field_path(".template.metadata.labels"),
+    validation = Rule::new("!(has(self.template.metadata) && has(self.template.metadata.labels)) || ['sluice.dev/revision', 'sluice.dev/rollout'].all(key, !(key in self.template.metadata.labels))")
+        .message("sluice.dev/revision and sluice.dev/rollout are set by the operator; remove them")
+        .field_path(".template.metadata.labels"),
+    validation = Rule::new("has(self.template.spec) && self.template.spec.containers.size() > 0")
+        .message("name at least one container")
+        .field_path(".template.spec"),
+)]
 pub struct RolloutSpec {
     /// How many pods serve when nothing is in flight; 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0), extend("default" = 1))]
     pub replicas: Option<i32>,
     /// Which pods are this Rollout's. Cannot be changed.
     pub selector: Selector,
@@ -71,17 +82,23 @@ pub struct RolloutSpec {
 }
 
 /// A label selector, as in a Deployment; only `matchLabels` is used.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("self == oldSelf", "cannot be changed; create another Rollout"),
+)]
 pub struct Selector {
     /// Labels that must be equal.
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 32, "additionalProperties" = {"type": "string", "maxLength": 63}))]
     pub match_labels: BTreeMap<String, String>,
 }
 
 /// Exactly one of the strategies.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("has(self.canary) != has(self.blueGreen)", "name exactly one of canary and blueGreen"),
+)]
 pub struct Strategy {
     /// Step by step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,8 +109,19 @@ pub struct Strategy {
 }
 
 /// Traffic moves to the new version in steps.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.stableService) || !has(self.canaryService) || self.stableService != self.canaryService")
+        .message("must differ from stableService")
+        .field_path(".canaryService"),
+    validation = Rule::new("!has(self.trafficRouting) || (has(self.stableService) && has(self.canaryService))")
+        .message("needs stableService and canaryService")
+        .field_path(".trafficRouting"),
+    validation = Rule::new("!has(self.analysis) || !has(self.analysis.startingStep) || self.analysis.startingStep <= (has(self.steps) ? self.steps.size() : 0)")
+        .message("must not be greater than the number of steps")
+        .field_path(".analysis.startingStep"),
+)]
 pub struct CanaryStrategy {
     /// The Service of the version that is known to be good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -139,12 +167,18 @@ pub struct TrafficRouting {
 }
 
 /// Routes of the Gateway API, edited in place.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.httpRoutes) && self.httpRoutes.size() > 0")
+        .message("name at least one route")
+        .field_path(".httpRoutes"),
+)]
 pub struct GatewayApiRouting {
     /// HTTPRoutes in this namespace; each rule that names both Services is steered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub http_routes: Vec<RouteReference>,
 }
 
@@ -209,8 +243,11 @@ pub struct Argument {
 }
 
 /// One step: exactly one of its fields.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("[has(self.setWeight), has(self.pause), has(self.analysis)].filter(given, given).size() == 1", "a step holds exactly one of setWeight, pause and analysis"),
+)]
 pub struct CanaryStep {
     /// The canary's share of the traffic in percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -225,8 +262,11 @@ pub struct CanaryStep {
 }
 
 /// A pause.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("!has(self.duration) || !has(self.approvals)", "give duration or approvals, not both"),
+)]
 pub struct PauseStep {
     /// How long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -238,8 +278,13 @@ pub struct PauseStep {
 }
 
 /// Traffic moves at once, after a preview.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.previewService) || self.previewService != self.activeService")
+        .message("must differ from activeService")
+        .field_path(".previewService"),
+)]
 pub struct BlueGreenStrategy {
     /// The Service that gets live traffic.
     #[schemars(length(min = 1, max = 63))]

@@ -26,7 +26,7 @@ enum Command {
     /// Run a Rollout in a simulated world, with faults on request, and write a real log of it
     Rehearse(cli::rehearse::Arguments),
     /// Print the custom resource definitions
-    Crds,
+    Crds(cli::crds::Arguments),
     /// Print a completion script
     Completion {
         /// The shell it is for
@@ -65,7 +65,11 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             runtime.block_on(operator::run(arguments))?;
             Ok(Exit::Reached)
         }
-        Command::Plan(_) | Command::Rehearse(_) | Command::Crds => {
+        Command::Crds(arguments) => {
+            cli::crds::run(&arguments, &mut io::stdout().lock())?;
+            Ok(Exit::Reached)
+        }
+        Command::Plan(_) | Command::Rehearse(_) => {
             anyhow::bail!("not part of this build yet")
         }
     }

@@ -5,6 +5,7 @@
 //! a person is never told anything the operator would not do. Nothing in here decides.
 
 pub mod completion;
+pub mod crds;
 pub mod declarations;
 pub mod exit;
 pub mod fetch;
