@@ -35,6 +35,7 @@ pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
         next: snapshot.status.clone(),
         desired: snapshot.spec.template.revision(),
         plan: compiled.unwrap_or(Plan { stages: Vec::new() }),
+        problem: problems.first().cloned(),
     };
     decision.refresh();
     if let Some(problem) = problems.first()
@@ -53,6 +54,8 @@ struct Decision<'a> {
     /// The revision that git asks for.
     desired: String,
     plan: Plan,
+    /// What must be mended before anything but an abort goes on.
+    problem: Option<Problem>,
 }
 
 /// What a gate says.
@@ -1003,6 +1006,15 @@ impl Decision<'_> {
         }
         let back = self.next.seen.weight.as_ref().is_some_and(|weight| weight.value == 0);
         let gone = state.is_none_or(|state| state.replicas == 0);
+        if back && let Some(problem) = self.problem.clone() {
+            // The way back needed none of it; the way forward does.
+            self.describe(Phase::Stalled, &problem.reason, &problem.message);
+            let convergence = match convergence {
+                Convergence::Reached => Convergence::Hold(wait_for(WaitOn::Spec, None, &problem.message)),
+                other => other,
+            };
+            return self.conclude_by(convergence, kept.filter(|_| !gone));
+        }
         if desired != stable && desired != release.revision && back {
             if self.denial(&desired).is_none() && self.paused().is_none() {
                 self.next.release = None;
@@ -1097,19 +1109,22 @@ impl Decision<'_> {
         }
     }
 
-    fn obey(mut self, word: &InterventionState) -> Result<Turn, (Self, String)> {
+    fn obey(mut self, word: &InterventionState) -> Result<Turn, (Box<Self>, String)> {
         let desired = self.desired.clone();
         let weight = self.weight();
         let actor = Some(word.actor.clone());
         let reason = if word.reason.is_empty() { String::new() } else { format!(": {}", word.reason) };
         if word.revision != desired {
-            return Err((self, format!("it is about revision {}, but git asks for {desired}", word.revision)));
+            return Err((
+                Box::new(self),
+                format!("it is about revision {}, but git asks for {desired}", word.revision),
+            ));
         }
         let release = self.in_flight().filter(|release| release.revision == desired).cloned();
         match word.action {
             InterventionAction::Pause => {
                 if self.next.paused_by.is_some() {
-                    return Err((self, "it is paused already".to_owned()));
+                    return Err((Box::new(self), "it is paused already".to_owned()));
                 }
                 let text = word.reason.clone();
                 self.next.paused_by = Some(PausedBy { actor: word.actor.clone(), reason: text, since: self.now });
@@ -1131,7 +1146,7 @@ impl Decision<'_> {
             }
             InterventionAction::Resume => {
                 if self.next.paused_by.take().is_none() {
-                    return Err((self, "nobody has paused it".to_owned()));
+                    return Err((Box::new(self), "nobody has paused it".to_owned()));
                 }
                 let message = format!("resumed by {}{reason}", word.actor);
                 let stage = release.as_ref().map_or(0, |release| release.stage);
@@ -1153,7 +1168,7 @@ impl Decision<'_> {
             _ => {}
         }
         let Some(mut release) = release else {
-            return Err((self, "nothing is in flight".to_owned()));
+            return Err((Box::new(self), "nothing is in flight".to_owned()));
         };
         if word.attempt.is_some_and(|attempt| attempt != release.attempt) {
             let message = format!(
@@ -1161,7 +1176,7 @@ impl Decision<'_> {
                 word.attempt.unwrap_or_default(),
                 release.attempt
             );
-            return Err((self, message));
+            return Err((Box::new(self), message));
         }
         if word.stage.is_some_and(|stage| stage != release.stage) {
             let message = format!(
@@ -1169,10 +1184,10 @@ impl Decision<'_> {
                 word.stage.unwrap_or_default().saturating_add(1),
                 release.stage.saturating_add(1)
             );
-            return Err((self, message));
+            return Err((Box::new(self), message));
         }
         if release.state == ReleaseState::Promoting {
-            return Err((self, "every gate has passed already".to_owned()));
+            return Err((Box::new(self), "every gate has passed already".to_owned()));
         }
         match word.action {
             InterventionAction::Promote => {
@@ -1200,10 +1215,13 @@ impl Decision<'_> {
                 let gate = stage.map(|stage| stage.gate);
                 let held = release.held_for.take();
                 if release.approvals.contains(&word.actor) && held.is_none() {
-                    return Err((self, format!("{} has approved this stage already", word.actor)));
+                    return Err((Box::new(self), format!("{} has approved this stage already", word.actor)));
                 }
                 if held.is_none() && release.reached_at.is_none() {
-                    return Err((self, "the stage is not reached yet: there is nothing to approve".to_owned()));
+                    return Err((
+                        Box::new(self),
+                        "the stage is not reached yet: there is nothing to approve".to_owned(),
+                    ));
                 }
                 release.approvals.push(word.actor.clone());
                 let counts = matches!(gate, Some(Gate::Approvals(_)))
@@ -1215,7 +1233,7 @@ impl Decision<'_> {
                     _ => release.gate_skipped = true,
                 }
                 if held.is_none() && !counts && matches!(gate, Some(Gate::Ready)) {
-                    return Err((self, "the present stage waits for no person".to_owned()));
+                    return Err((Box::new(self), "the present stage waits for no person".to_owned()));
                 }
                 let was_held = held.is_some();
                 self.next.release = Some(release);
@@ -1238,13 +1256,13 @@ impl Decision<'_> {
             | InterventionAction::Pause
             | InterventionAction::Resume
             | InterventionAction::Retry => {
-                return Err((self, "it does not fit what is in flight".to_owned()));
+                return Err((Box::new(self), "it does not fit what is in flight".to_owned()));
             }
         }
         Ok(self.advance())
     }
 
-    fn retry(mut self, word: &InterventionState) -> Result<Turn, (Self, String)> {
+    fn retry(mut self, word: &InterventionState) -> Result<Turn, (Box<Self>, String)> {
         let desired = self.desired.clone();
         let aborted = self
             .snapshot
@@ -1254,10 +1272,10 @@ impl Decision<'_> {
             .filter(|release| release.state == ReleaseState::Aborted && release.revision == desired);
         let attempt = aborted.map_or(1, |release| release.attempt.saturating_add(1));
         if aborted.is_none() && self.denial(&desired).is_none() {
-            return Err((self, "it was not aborted: there is nothing to retry".to_owned()));
+            return Err((Box::new(self), "it was not aborted: there is nothing to retry".to_owned()));
         }
         if Some(&desired) == self.snapshot.status.stable_revision.as_ref() {
-            return Err((self, "the revision is stable".to_owned()));
+            return Err((Box::new(self), "the revision is stable".to_owned()));
         }
         let actor = Some(word.actor.clone());
         if self.snapshot.status.stable_revision.is_none() {

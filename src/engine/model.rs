@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 
 use crate::api::{
     AnalysisPhase, AnalysisReference, InterventionAction, PodTemplate, RolloutSpec, RolloutStatus, weight,
@@ -198,7 +199,8 @@ pub enum Turn {
 }
 
 /// What is waited for, and until when at the latest to look again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Wait {
     /// When to look again, if a time is known. `None`: a named event will come.
     pub until: Option<DateTime<Utc>>,
@@ -209,7 +211,8 @@ pub struct Wait {
 }
 
 /// What a Rollout can wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum WaitOn {
     /// Nothing: the desired version serves everything.
     Nothing,
