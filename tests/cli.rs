@@ -1,0 +1,433 @@
+//! The real programs, as a person or a script runs them: what they print, where, and how they end.
+//!
+//! The plugin talks to a small API server in this process that speaks as much of Kubernetes as it needs:
+//! lists, watches, one POST.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use serde_json::{Value, json};
+use sluice::api::{PodTemplate, names};
+use tempfile::TempDir;
+use tokio::sync::broadcast;
+
+const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
+const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-rollout_status");
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    // No kubeconfig of whoever runs the tests, and no colour settings either.
+    Command::new(program)
+        .args(arguments)
+        .env_remove("KUBECONFIG")
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .env_remove("NO_COLOR")
+        .env("HOME", "/nonexistent")
+        .env("TERM", "xterm-256color")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn help_is_no_error_and_wrong_usage_is_code_1() {
+    for program in [SLUICE, PLUGIN] {
+        let help = run(program, &["--help"]);
+        assert_eq!(help.status.code(), Some(0));
+        assert!(text(&help.stdout).contains("Usage:"));
+        let wrong = run(program, &["--no-such-option"]);
+        assert_eq!(wrong.status.code(), Some(1), "2 would mean aborted");
+        assert!(text(&wrong.stderr).contains("--no-such-option") && wrong.stdout.is_empty());
+    }
+    for arguments in [
+        &["web", "--until", "soon"][..],
+        &["--until", "promoted"],
+        &["web", "--timeout", "long"],
+        &["web", "--revision", "abc"],
+        &["web", "-l", "app=web"],
+        &["web", "-A"],
+        &["web", "-w", "abort", "api"],
+        &["promote"],
+    ] {
+        let wrong = run(PLUGIN, arguments);
+        assert_eq!((wrong.status.code(), wrong.stdout.len()), (Some(1), 0), "{arguments:?}");
+        assert!(!wrong.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn each_shell_gets_its_script() {
+    for shell in ["bash", "zsh", "fish"] {
+        for (program, word) in [(SLUICE, "sluice"), (PLUGIN, "kubectl-rollout_status")] {
+            let script = run(program, &["completion", shell]);
+            assert_eq!(script.status.code(), Some(0));
+            assert!(text(&script.stdout).contains(word), "{program} {shell}");
+        }
+    }
+    let helper = text(&run(PLUGIN, &["completion", "kubectl"]).stdout);
+    assert!(helper.starts_with("#!/bin/sh\n") && helper.contains("exec kubectl-rollout_status __complete \"$@\""));
+    // Without a cluster there are no names, but the words are there, and files are not proposed.
+    let proposals = text(&run(PLUGIN, &["__complete", "a"]).stdout);
+    assert_eq!(proposals, "abort\n:4\n");
+    let options = text(&run(PLUGIN, &["__complete", "promote", "--f"]).stdout);
+    assert_eq!(options, "--full\n:4\n");
+}
+
+#[test]
+fn without_a_cluster_the_plugin_says_so() {
+    let nothing = run(PLUGIN, &["web", "--kubeconfig", "/nonexistent/config"]);
+    assert_eq!(nothing.status.code(), Some(1));
+    assert!(text(&nothing.stderr).starts_with("error: kubeconfig: "), "{}", text(&nothing.stderr));
+}
+
+/// As much of an API server as the plugin asks for.
+#[derive(Clone)]
+struct Cluster {
+    objects: Arc<Mutex<BTreeMap<String, Vec<Value>>>>,
+    forbidden: Arc<Mutex<Vec<&'static str>>>,
+    created: Arc<Mutex<Vec<Value>>>,
+    outcome: Arc<Mutex<Option<Value>>>,
+    events: broadcast::Sender<(String, Value)>,
+    directory: Arc<TempDir>,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let (events, _) = broadcast::channel(64);
+        let cluster = Self {
+            objects: Arc::default(),
+            forbidden: Arc::default(),
+            created: Arc::default(),
+            outcome: Arc::default(),
+            events,
+            directory: Arc::new(tempfile::tempdir().unwrap()),
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = Router::new().fallback(answer).with_state(cluster.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {"server": format!("http://{address}")}}],
+            "users": [{"name": "test", "user": {"token": "t"}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "shop"}}]
+        });
+        std::fs::write(cluster.kubeconfig(), kubeconfig.to_string()).unwrap();
+        cluster
+    }
+
+    fn kubeconfig(&self) -> std::path::PathBuf {
+        Path::new(self.directory.path()).join("kubeconfig")
+    }
+
+    /// Puts an object in the place of the one of the same name, and tells who watches.
+    fn put(&self, plural: &str, object: Value) {
+        let mut objects = self.objects.lock().unwrap();
+        let list = objects.entry(plural.to_owned()).or_default();
+        list.retain(|known| known["metadata"]["name"] != object["metadata"]["name"]);
+        list.push(object.clone());
+        let _ = self.events.send((plural.to_owned(), object));
+    }
+
+    fn forbid(&self, plural: &'static str) {
+        self.forbidden.lock().unwrap().push(plural);
+    }
+
+    fn command(&self, arguments: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(PLUGIN);
+        command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("TERM", "xterm-256color").env_remove("NO_COLOR");
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    async fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let output = self.command(arguments).output();
+        let output = tokio::time::timeout(Duration::from_secs(60), output).await.expect("it ends").unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+}
+
+fn refuse(code: StatusCode, reason: &str, message: &str) -> Response {
+    let body = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code.as_u16(),
+                      "reason": reason, "message": message});
+    (code, body.to_string()).into_response()
+}
+
+async fn answer(State(cluster): State<Cluster>, request: Request) -> Response {
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let method = request.method().clone();
+    let mut parts: Vec<&str> = path.split('/').skip_while(|part| *part != "namespaces").skip(2).collect();
+    if parts.is_empty() {
+        parts = path.rsplit('/').take(1).collect();
+    }
+    let plural = parts[0].to_owned();
+    if cluster.forbidden.lock().unwrap().contains(&plural.as_str()) {
+        return refuse(StatusCode::FORBIDDEN, "Forbidden", &format!("{plural} is forbidden: not for you"));
+    }
+    if method == Method::POST {
+        let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
+        let mut object: Value = serde_json::from_slice(&body).unwrap();
+        if plural == "selfsubjectreviews" {
+            object["status"] = json!({"userInfo": {"username": "alice@example.com"}});
+        } else {
+            object["metadata"]["name"] = json!(format!("{}x7k2p", object["metadata"]["generateName"].as_str().unwrap()));
+            cluster.created.lock().unwrap().push(object.clone());
+        }
+        return (StatusCode::CREATED, object.to_string()).into_response();
+    }
+    if let [_, _name] = parts[..] {
+        let mut object = cluster.created.lock().unwrap().last().cloned().unwrap();
+        if let Some(outcome) = cluster.outcome.lock().unwrap().clone() {
+            object["status"] = outcome;
+        }
+        return object.to_string().into_response();
+    }
+    if query.contains("watch=true") {
+        // Subscribed before the objects are read, so that no change falls between the two.
+        let events = cluster.events.subscribe();
+        let known = cluster.objects.lock().unwrap().get(&plural).cloned().unwrap_or_default();
+        let line = |object: Value| Bytes::from(json!({"type": "MODIFIED", "object": object}).to_string() + "\n");
+        let known: Vec<_> = known.into_iter().map(|object| Ok(line(object))).collect();
+        let news = futures::stream::unfold(events, move |mut events| {
+            let plural = plural.clone();
+            async move {
+                loop {
+                    let (of, object) = events.recv().await.ok()?;
+                    if of == plural {
+                        return Some((Ok::<_, std::io::Error>(line(object)), events));
+                    }
+                }
+            }
+        });
+        return Body::from_stream(futures::stream::iter(known).chain(news).boxed()).into_response();
+    }
+    let items = cluster.objects.lock().unwrap().get(&plural).cloned().unwrap_or_default();
+    json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items})
+        .to_string()
+        .into_response()
+}
+
+fn template(version: &str) -> Value {
+    json!({"metadata": {"labels": {"app": "web"}},
+           "spec": {"containers": [{"name": "web", "image": format!("registry.example/web:{version}")}]}})
+}
+
+fn revision(version: &str) -> String {
+    PodTemplate(template(version)).revision()
+}
+
+fn rollout(version: i64, status: Value) -> Value {
+    json!({
+        "apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout",
+        "metadata": {"name": "web", "namespace": "shop", "uid": "u-1", "generation": 7,
+                     "resourceVersion": version.to_string(), "creationTimestamp": "2026-03-02T09:00:00Z",
+                     "annotations": {names::SOURCE_COMMIT: "1a2b3c4d5e6f7a8b9c0d1a2b3c4d5e6f7a8b9c0d"}},
+        "spec": {"replicas": 4, "selector": {"matchLabels": {"app": "web"}}, "template": template("v2"),
+                 "strategy": {"canary": {
+                     "stableService": "web-stable", "canaryService": "web-canary",
+                     "trafficRouting": {"gatewayAPI": {"httpRoutes": [{"name": "web"}]}},
+                     "steps": [{"setWeight": 20}, {"pause": {}}]}}},
+        "status": status
+    })
+}
+
+fn stepping() -> Value {
+    json!({"observedGeneration": 7, "phase": "Paused", "message": "waits for a person: 0 of 1 approvals",
+           "strategy": "Canary", "revision": revision("v2"), "stableRevision": revision("v1"), "weight": 20,
+           "release": {"revision": revision("v2"), "attempt": 1, "state": "Stepping", "stage": 1, "stages": 3}})
+}
+
+fn promoted() -> Value {
+    json!({"observedGeneration": 7, "phase": "Ready", "message": "the desired version serves everything",
+           "strategy": "Canary", "revision": revision("v2"), "stableRevision": revision("v2"),
+           "promotedRevisions": [revision("v1")]})
+}
+
+fn aborted() -> Value {
+    let mut status = stepping();
+    status["phase"] = json!("Aborted");
+    status["message"] = json!("aborted");
+    status["weight"] = json!(0);
+    status["release"]["state"] = json!("Aborted");
+    status["release"]["abort"] =
+        json!({"cause": "Verdict", "message": "error-rate is too high", "at": "2026-03-02T14:00:55Z"});
+    status
+}
+
+fn failed_run() -> Value {
+    json!({
+        "apiVersion": "sluice.dev/v1alpha1", "kind": "AnalysisRun",
+        "metadata": {"name": "web-run", "namespace": "shop", "uid": "a-1", "resourceVersion": "4"},
+        "spec": {"rollout": "web", "revision": revision("v2"), "attempt": 1, "stage": "background", "metrics": [
+            {"name": "error-rate", "threshold": {"max": 0.01},
+             "provider": {"prometheus": {"name": "main", "query": "sum(rate(errors[1m]))"}}}]},
+        "status": {"phase": "Failed", "metrics": [{"name": "error-rate", "phase": "Failed", "failed": 1,
+            "measurements": [{"at": "2026-03-02T14:00:54Z", "verdict": "Fail", "values": ["0.031"]}]}]}
+    })
+}
+
+#[tokio::test]
+async fn one_rollout_many_and_none() {
+    let cluster = Cluster::start().await;
+    let (code, out, err) = cluster.run(&[]).await;
+    assert_eq!((code, out.as_str(), err.as_str()), (Some(0), "", "No Rollouts found in namespace shop.\n"));
+    let (code, out, err) = cluster.run(&["web"]).await;
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert_eq!(err, "error: rollouts.sluice.dev \"web\" not found in namespace shop\n");
+
+    cluster.put("rollouts", rollout(9, stepping()));
+    let (code, out, _) = cluster.run(&["ro/web"]).await;
+    assert_eq!(code, Some(0));
+    assert!(out.starts_with("shop/web   Canary   Paused\nWhat:     registry.example/web:v2"), "{out}");
+    assert!(out.contains("Stop:     git revert 1a2b3c4d5e   or: kubectl rollout-status abort web -n shop\n"), "{out}");
+    assert!(!out.contains('\x1b'), "no colour away from a terminal");
+    let (_, table, _) = cluster.run(&["-A"]).await;
+    let titles: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(titles.join(" "), "NAMESPACE NAME STRATEGY PHASE STEP WEIGHT REVISION READY AGE");
+    let (_, names, _) = cluster.run(&["-o", "name"]).await;
+    assert_eq!(names, "rollout.sluice.dev/web\n");
+    let (_, document, _) = cluster.run(&["web", "-o", "json"]).await;
+    let document: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!((&document["kind"], &document["where"]["step"]), (&json!("RolloutStatusView"), &json!(2)));
+    let (_, list, _) = cluster.run(&["-o", "json"]).await;
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!((&list["kind"], &list["items"][0]["name"]), (&json!("RolloutStatusViewList"), &json!("web")));
+    let (_, yaml, _) = cluster.run(&["web", "-o", "yaml"]).await;
+    assert!(yaml.contains("kind: RolloutStatusView\n"), "{yaml}");
+    let (_, proposals, _) = cluster.run(&["__complete", "abort", "w"]).await;
+    assert_eq!(proposals, "web\n:4\n");
+}
+
+#[tokio::test]
+async fn what_may_not_be_read_is_named() {
+    let cluster = Cluster::start().await;
+    cluster.put("rollouts", rollout(9, stepping()));
+    cluster.forbid("services");
+    let (code, out, _) = cluster.run(&["web"]).await;
+    assert_eq!(code, Some(0));
+    assert!(out.contains("Note:     Service could not be read: services is forbidden: not for you\n"), "{out}");
+    assert!(out.contains("Waiting:  waits for a person: 0 of 1 approvals\n"), "{out}");
+    cluster.forbid("rollouts");
+    let (code, _, err) = cluster.run(&["web"]).await;
+    assert_eq!((code, err.as_str()), (Some(1), "error: rollouts is forbidden: not for you\n"));
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_the_code_of_what_it_saw() {
+    let table = [
+        ("promoted", promoted(), 0),
+        ("finished", promoted(), 0),
+        ("promoted", aborted(), 2),
+        ("aborted", aborted(), 0),
+        ("promoted", json!({"observedGeneration": 7, "revision": "another", "stableRevision": revision("v1"),
+                            "phase": "Progressing", "release": {"revision": "another", "stages": 3}}), 5),
+    ];
+    for (until, then, code) in table {
+        let cluster = Cluster::start().await;
+        cluster.put("rollouts", rollout(9, stepping()));
+        cluster.put("analysisruns", failed_run());
+        let mut child = cluster
+            .command(&["web", "--until", until, "--timeout", "50s"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The first line of the log says that it looks.
+        let mut out = tokio::io::BufReader::new(child.stdout.take().unwrap());
+        let mut first = String::new();
+        let read = tokio::io::AsyncBufReadExt::read_line(&mut out, &mut first);
+        tokio::time::timeout(Duration::from_secs(30), read).await.expect("a first line").unwrap();
+        assert!(first.contains(" shop/web Paused, step 2/3, 20 %, revision "), "{first}");
+        cluster.put("rollouts", rollout(10, then));
+        let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.expect("it ends");
+        let output = output.unwrap();
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "--until {until}: {err}");
+        if code == 2 {
+            assert_eq!(
+                err.lines().last(),
+                Some("metric error-rate was 0.031 at 14:00:54Z, must be at most 0.01"),
+                "the last line is for whoever reads the log of a failed job"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_watch_gives_up_in_time_and_on_request_when_a_person_is_needed() {
+    let cluster = Cluster::start().await;
+    cluster.put("rollouts", rollout(9, stepping()));
+    let (code, out, err) = cluster.run(&["web", "--until", "promoted", "--timeout", "1s"]).await;
+    assert_eq!((code, out.lines().count()), (Some(3), 1), "{out}");
+    assert!(err.starts_with("error: timed out after 1s for revision "), "{err}");
+    let (code, _, err) = cluster.run(&["web", "--until", "promoted", "--fail-on-pause"]).await;
+    assert_eq!(code, Some(4), "{err}");
+    let (code, ..) = cluster.run(&["web", "--until", "paused"]).await;
+    assert_eq!(code, Some(0));
+    // Pinned to a revision that never comes.
+    let (code, _, err) = cluster.run(&["web", "--until", "promoted", "--revision", "feedbeef", "--timeout", "1s"]).await;
+    assert_eq!(code, Some(3));
+    assert!(err.contains("feedbeef, which was not seen"), "{err}");
+    // A machine reads one document a line.
+    let (_, out, _) = cluster.run(&["web", "-w", "-o", "json", "--timeout", "1s"]).await;
+    for line in out.lines() {
+        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["kind"], "RolloutStatusView");
+    }
+    assert_eq!(out.lines().count(), 1, "{out}");
+}
+
+#[tokio::test]
+async fn a_word_becomes_one_intervention_with_its_actor() {
+    let cluster = Cluster::start().await;
+    cluster.put("rollouts", rollout(9, stepping()));
+    *cluster.outcome.lock().unwrap() = Some(json!({"outcome": "Applied", "message": "traffic goes back"}));
+    let (code, out, err) = cluster.run(&["abort", "web", "--reason", "customers complain"]).await;
+    assert_eq!(code, Some(0), "{err}");
+    let expected = "rollout.sluice.dev/web abort: applied, by alice@example.com (web-abort-x7k2p): traffic goes back\n";
+    assert_eq!(out, expected);
+    let created = cluster.created.lock().unwrap().clone();
+    assert_eq!(created.len(), 1);
+    assert_eq!(
+        created[0]["spec"],
+        json!({"rollout": "web", "revision": revision("v2"), "attempt": 1, "action": "abort",
+               "reason": "customers complain", "actor": "alice@example.com"})
+    );
+    let metadata = &created[0]["metadata"];
+    assert_eq!(metadata["labels"], json!({names::ROLLOUT: "web"}));
+    assert_eq!(metadata["ownerReferences"][0]["uid"], "u-1");
+
+    *cluster.outcome.lock().unwrap() = Some(json!({"outcome": "Refused", "message": "another revision is in flight"}));
+    let (code, _, err) = cluster.run(&["promote", "web", "--full"]).await;
+    assert_eq!(code, Some(1));
+    assert!(err.contains("was refused") && err.contains("another revision is in flight"), "{err}");
+
+    *cluster.outcome.lock().unwrap() = None;
+    let (code, _, err) = cluster.run(&["abort", "web", "--wait", "300ms"]).await;
+    assert_eq!(code, Some(3), "nobody took it");
+    assert!(err.contains("kubectl get intervention web-abort-x7k2p -n shop"), "{err}");
+}
+
+#[tokio::test]
+async fn where_there_is_nothing_to_say_nothing_is_written() {
+    let cluster = Cluster::start().await;
+    cluster.put("rollouts", rollout(9, promoted()));
+    for verb in ["abort", "promote", "pause", "resume", "retry"] {
+        let (code, out, err) = cluster.run(&[verb, "web"]).await;
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{verb}");
+        assert!(err.starts_with("error: "), "{verb}: {err}");
+    }
+    assert!(cluster.created.lock().unwrap().is_empty());
+}
