@@ -147,7 +147,11 @@ impl Cluster {
 
     fn command(&self, arguments: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(PLUGIN);
-        command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("TERM", "xterm-256color").env_remove("NO_COLOR");
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("TERM", "xterm-256color")
+            .env_remove("NO_COLOR");
         command.stdin(Stdio::null()).kill_on_drop(true);
         command
     }
@@ -183,7 +187,8 @@ async fn answer(State(cluster): State<Cluster>, request: Request) -> Response {
         if plural == "selfsubjectreviews" {
             object["status"] = json!({"userInfo": {"username": "alice@example.com"}});
         } else {
-            object["metadata"]["name"] = json!(format!("{}x7k2p", object["metadata"]["generateName"].as_str().unwrap()));
+            object["metadata"]["name"] =
+                json!(format!("{}x7k2p", object["metadata"]["generateName"].as_str().unwrap()));
             cluster.created.lock().unwrap().push(object.clone());
         }
         return (StatusCode::CREATED, object.to_string()).into_response();
@@ -332,8 +337,12 @@ async fn a_watch_ends_with_the_code_of_what_it_saw() {
         ("finished", promoted(), 0),
         ("promoted", aborted(), 2),
         ("aborted", aborted(), 0),
-        ("promoted", json!({"observedGeneration": 7, "revision": "another", "stableRevision": revision("v1"),
-                            "phase": "Progressing", "release": {"revision": "another", "stages": 3}}), 5),
+        (
+            "promoted",
+            json!({"observedGeneration": 7, "revision": "another", "stableRevision": revision("v1"),
+                            "phase": "Progressing", "release": {"revision": "another", "stages": 3}}),
+            5,
+        ),
     ];
     for (until, then, code) in table {
         let cluster = Cluster::start().await;
@@ -378,7 +387,8 @@ async fn a_watch_gives_up_in_time_and_on_request_when_a_person_is_needed() {
     let (code, ..) = cluster.run(&["web", "--until", "paused"]).await;
     assert_eq!(code, Some(0));
     // Pinned to a revision that never comes.
-    let (code, _, err) = cluster.run(&["web", "--until", "promoted", "--revision", "feedbeef", "--timeout", "1s"]).await;
+    let (code, _, err) =
+        cluster.run(&["web", "--until", "promoted", "--revision", "feedbeef", "--timeout", "1s"]).await;
     assert_eq!(code, Some(3));
     assert!(err.contains("feedbeef, which was not seen"), "{err}");
     // A machine reads one document a line.
