@@ -14,6 +14,7 @@ use kube::runtime::watcher;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use super::analysis::AnalysisController;
 use super::deploy_repo::{self, DeployRepos, SyncTrigger};
 use super::queue::{self, Queue, QueueConfig};
 use super::rollout::RolloutController;
@@ -84,18 +85,20 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     );
     let syncs = Queue::new("deploy-repo", deploy_repo::queue_config());
     let trigger = SyncTrigger::new(syncs.clone());
-    let observer = Arc::new(Wiring::new(&args, &readiness, &metrics, rollouts.clone(), syncs.clone()));
     let health = listen(args.probe_address).await?;
     let metrics_listener = listen(args.metrics_address).await?;
-    // Both ports serve the same pages: probes and scrapes come from different networks.
-    let health = tokio::spawn(serve_health(health, readiness.clone(), metrics.clone(), shutdown.clone()));
-    let scrapes = tokio::spawn(serve_health(metrics_listener, readiness.clone(), metrics.clone(), shutdown.clone()));
 
     let leadership = LeaderElection::start(config, &args.namespace, LEASE, &identity, LeaseConfig::default()).await?;
     let gate = Arc::new(leadership.clone());
     let writer = Writer::new(client.clone(), Arc::clone(&index), gate.clone(), Arc::new(metrics.clone()));
     let cache = GitCache::new(args.cache_dir.clone())?;
+    let secrets = Applier::new(client.clone(), gate.clone(), Arc::new(metrics.clone()));
     let applier = Applier::new(client.clone(), gate, Arc::new(metrics.clone()));
+    let analyses = AnalysisController::new(writer.clone(), secrets, args.namespace.clone(), metrics.clone());
+    let observer = Arc::new(Wiring::new(&args, &readiness, &metrics, rollouts.clone(), syncs.clone(), &analyses));
+    // Both ports serve the same pages: probes and scrapes come from different networks.
+    let health = tokio::spawn(serve_health(health, readiness.clone(), metrics.clone(), shutdown.clone()));
+    let scrapes = tokio::spawn(serve_health(metrics_listener, readiness.clone(), metrics.clone(), shutdown.clone()));
     let repos = Arc::new(DeployRepos::new(applier, writer.clone(), cache, args.namespace.clone(), trigger.clone()));
     let hooks = Hooks { repos: Arc::clone(&repos), trigger };
     let webhooks = listen(args.webhook_address).await?;
@@ -118,8 +121,13 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
         Arc::clone(&index),
         rollouts.clone(),
         syncs.clone(),
+        analyses.clone(),
         metrics.clone(),
     ));
+    let analysing = {
+        let (analyses, shutdown) = (analyses.clone(), shutdown.clone());
+        tokio::spawn(async move { analyses.run(shutdown).await })
+    };
     let webhooks = tokio::spawn(serve_webhooks(webhooks, hooks, Limits::default(), metrics.clone(), shutdown.clone()));
     let syncing = {
         let (readiness, leadership) = (readiness.clone(), leadership.clone());
@@ -129,8 +137,8 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
                 let (repos, ready, leads) = (Arc::clone(&repos), readiness.is_ready(), leadership.is_leader());
                 async move {
                     match (leads, ready) {
-                        // A standby asks no repository; whoever becomes the leader adds every key.
-                        (false, _) => queue::Outcome::Done,
+                        // A standby asks no repository.
+                        (false, _) => queue::Outcome::After(super::rollout::STANDBY),
                         (true, false) => queue::Outcome::After(Duration::from_millis(100)),
                         (true, true) => repos.turn(key).await,
                     }
@@ -174,6 +182,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     if dropped > 0 {
         tracing::warn!(dropped, "turns were dropped unfinished; the next leader repeats them");
     }
+    let _ = analysing.await;
     let _ = syncing.await;
     let _ = webhooks.await;
     drop(controller);
@@ -197,6 +206,7 @@ async fn follow_leadership(
     index: Arc<Index>,
     rollouts: Queue<Key>,
     syncs: Queue<Key>,
+    analyses: AnalysisController,
     metrics: Metrics,
 ) {
     loop {
@@ -210,6 +220,7 @@ async fn follow_leadership(
             for key in index.keys(Kind::DeployRepo) {
                 syncs.add(key);
             }
+            analyses.look_at_all();
         } else {
             tracing::info!("standing by");
         }
@@ -221,6 +232,7 @@ async fn follow_leadership(
 struct Wiring {
     rollouts: Queue<Key>,
     syncs: Queue<Key>,
+    analyses: AnalysisController,
     metrics: Metrics,
     handles: HashMap<Kind, ReadyHandle>,
     /// Lists still to come, by kind.
@@ -234,6 +246,7 @@ impl Wiring {
         metrics: &Metrics,
         rollouts: Queue<Key>,
         syncs: Queue<Key>,
+        analyses: &AnalysisController,
     ) -> Self {
         let scopes = |kind: Kind| -> BTreeSet<Option<String>> {
             match args.watch_namespaces.as_slice() {
@@ -244,6 +257,7 @@ impl Wiring {
         Self {
             rollouts,
             syncs,
+            analyses: analyses.clone(),
             metrics: metrics.clone(),
             handles: Kind::ALL.into_iter().map(|kind| (kind, readiness.handle(kind.name()))).collect(),
             missing: Mutex::new(Kind::ALL.into_iter().map(|kind| (kind, scopes(kind))).collect()),
@@ -254,6 +268,7 @@ impl Wiring {
 impl Observer for Wiring {
     fn changed(&self, kind: Kind, key: &Key, rollouts: BTreeSet<Key>) {
         self.metrics.watch_seen(kind.name());
+        self.analyses.changed(kind, key);
         if kind == Kind::DeployRepo {
             self.syncs.add(key.clone());
         }

@@ -26,6 +26,8 @@ use crate::telemetry::Metrics;
 const TURNS: usize = 32;
 /// A Rollout is looked at again after this time even if no event came: events may be lost.
 const RESYNC: Duration = Duration::from_secs(240);
+/// How often a process that does not lead looks whether it does: in memory, without a request.
+pub const STANDBY: Duration = Duration::from_secs(5);
 /// A refused write is tried again after this time, or as soon as something changes.
 const REFUSED: Duration = Duration::from_secs(5);
 
@@ -51,7 +53,8 @@ impl RolloutController {
     /// Takes turns for one Rollout until it waits.
     pub async fn turn(&self, key: &Key) -> Outcome {
         for _ in 0..TURNS {
-            let Some(epoch) = (self.epoch)() else { return Outcome::Done };
+            // Not leading, or not sure of it just now (a clock that jumped): nothing is lost by looking again.
+            let Some(epoch) = (self.epoch)() else { return Outcome::After(STANDBY) };
             let Some(rollout) = self.index.rollout(key) else { return Outcome::Done };
             if rollout.identity.deleting {
                 // ReplicaSets and AnalysisRuns go with their owner; routes and Services stay as they are.
@@ -84,7 +87,7 @@ impl RolloutController {
             };
             match result {
                 Ok(()) => {}
-                Err(WriteError::NotLeader) => return Outcome::Done,
+                Err(WriteError::NotLeader) => return Outcome::After(STANDBY),
                 // Look again: the watch brings what changed; this is the bound for when it does not.
                 Err(WriteError::Conflict { what }) => {
                     return Outcome::Failed(Failure {
