@@ -734,7 +734,7 @@ impl Decision<'_> {
                 }
                 // S5: a pass counts only from samples taken after this stage was reached.
                 _ if run.passed_since.is_some_and(|since| since >= reached) => {
-                    verdicts.push(format!("pass ({})", run.message));
+                    verdicts.push(passed(run));
                 }
                 AnalysisPhase::Passed => return Passage::AnotherRun,
                 _ => {
@@ -769,7 +769,7 @@ impl Decision<'_> {
                     return Passage::Effect(start_analysis(name, stage_name, release, analysis.clone()));
                 };
                 match run.phase {
-                    AnalysisPhase::Passed => verdicts.push(format!("pass ({})", run.message)),
+                    AnalysisPhase::Passed => verdicts.push(passed(run)),
                     AnalysisPhase::Holding => return missing(run),
                     AnalysisPhase::Inconclusive => {
                         return Passage::Person(self.hold("InconclusiveAnalysis", &run.message));
@@ -1453,6 +1453,10 @@ fn step_name(step: usize) -> String {
 
 fn start_analysis(name: String, stage: String, release: &Release, analysis: AnalysisReference) -> Effect {
     Effect::StartAnalysis { name, stage, revision: release.revision.clone(), attempt: release.attempt, analysis }
+}
+
+fn passed(run: &AnalysisState) -> String {
+    if run.message.is_empty() { "pass".to_owned() } else { format!("pass ({})", run.message) }
 }
 
 fn missing(run: &AnalysisState) -> Passage {
