@@ -311,18 +311,6 @@ impl<S: Sources> DeployRepos<S> {
         Ok(Some(data.get("webhookToken").and_then(|token| text(token))))
     }
 
-    /// What opens the repository of a DeployRepo, from its Secret; or the message that says what is missing.
-    pub async fn credentials(&self, namespace: &str, spec: &DeployRepoSpec) -> Result<Credentials, CredentialsError> {
-        let secret = match &spec.secret_ref {
-            None => None,
-            Some(reference) => {
-                let data = self.applier.secret(namespace, &reference.name).await?;
-                Some(NamedSecret { name: format!("{namespace}/{}", reference.name), data })
-            }
-        };
-        credentials_from(&spec.url, secret)
-    }
-
     /// Looks at the branch and, where there is reason to, brings the cluster to it. `None`: nothing new.
     async fn look(
         &self,
@@ -360,7 +348,7 @@ impl<S: Sources> DeployRepos<S> {
             url: spec.url.clone(),
             branch: spec.branch.clone(),
             path: spec.path.clone(),
-            credentials: self.credentials(&repo.identity.namespace, spec).await.map_err(Trouble::from)?,
+            credentials: credentials(&self.applier, &repo.identity.namespace, spec).await.map_err(Trouble::from)?,
         };
         let head = self.sources.head(&address).await.map_err(Trouble::from)?;
         findings.observed_commit = Some(head.clone());
@@ -889,6 +877,25 @@ struct NamedSecret {
     /// `namespace/name`, for messages.
     name: String,
     data: Option<BTreeMap<String, Vec<u8>>>,
+}
+
+/// What opens the repository of a DeployRepo in `namespace`, from its Secret.
+///
+/// # Errors
+/// A sentence that says what is missing, naming the Secret and its key.
+pub async fn credentials(
+    applier: &Applier,
+    namespace: &str,
+    spec: &DeployRepoSpec,
+) -> Result<Credentials, CredentialsError> {
+    let secret = match &spec.secret_ref {
+        None => None,
+        Some(reference) => {
+            let data = applier.secret(namespace, &reference.name).await?;
+            Some(NamedSecret { name: format!("{namespace}/{}", reference.name), data })
+        }
+    };
+    credentials_from(&spec.url, secret)
 }
 
 /// Credentials for an address, from the Secret if one is named.

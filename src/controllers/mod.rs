@@ -2,8 +2,10 @@
 
 pub mod analysis;
 pub mod deploy_repo;
+pub mod ledger;
 pub mod manifests;
 pub mod operator;
+pub mod plan_text;
 pub mod queue;
 pub mod rollout;
 pub mod sync_plan;

@@ -43,11 +43,13 @@ impl Default for Timeouts {
     }
 }
 
-/// All repositories the operator knows, below one directory.
+/// All repositories the operator knows, below one directory. Cheap to clone; all clones are the same cache. There
+/// is one for a directory, for its locks are in memory.
+#[derive(Clone)]
 pub struct GitCache {
     root: PathBuf,
     timeouts: Timeouts,
-    stores: std::sync::Mutex<HashMap<String, Arc<Stores>>>,
+    stores: Arc<std::sync::Mutex<HashMap<String, Arc<Stores>>>>,
 }
 
 /// The two directories of one remote.
@@ -88,7 +90,7 @@ impl GitCache {
     pub fn new(root: PathBuf) -> Result<Self> {
         private_directory(&root)?;
         private_directory(&root.join("home"))?;
-        Ok(Self { root, timeouts: Timeouts::default(), stores: std::sync::Mutex::default() })
+        Ok(Self { root, timeouts: Timeouts::default(), stores: Arc::default() })
     }
 
     /// With other time limits.

@@ -89,7 +89,10 @@ pub enum GitError {
         detail: String,
     },
     /// The log branch is not what we left: somebody else wrote it, or rewrote it. Nothing is forced.
-    #[error("the log branch {branch} is not as we left it: {found}; expected {expected} in its history")]
+    #[error(
+        "the log branch {branch} is not as we left it: {found}; {expected} should be its tip. Nothing is forced: \
+         set the branch back to that commit, or begin a new log with another spec.log.cluster"
+    )]
     Forked {
         /// The branch.
         branch: String,

@@ -10,7 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::api::{Transition, TransitionEvent};
+use crate::api::{AnalysisRunSpec, AnalysisRunStatus, MetricResult, RolloutStatus, Transition, TransitionEvent};
 
 /// The version of the trailers and files.
 pub(super) const SCHEMA: u32 = 1;
@@ -34,9 +34,9 @@ pub struct LedgerEntry {
     pub uid: String,
     /// What happened.
     pub transition: Transition,
-    /// The Rollout's state as a document.
+    /// The Rollout's state as a document, see [`state_document`]; null when a later one is recorded with it.
     pub state: Value,
-    /// The rest of the way, in Markdown.
+    /// The rest of the way, in Markdown; empty when a later one is recorded with it.
     pub plan: String,
     /// The analyses behind it.
     pub evidence: Vec<Evidence>,
@@ -166,7 +166,9 @@ impl LedgerEntry {
         }
         let state = self.state_file(before, release.clone());
         files.insert(state_path(&self.namespace, &self.name), Some(document(&state)));
-        files.insert(format!("plan/{place}.md"), Some(self.plan_file()));
+        if !self.plan.is_empty() {
+            files.insert(format!("plan/{place}.md"), Some(self.plan_file()));
+        }
         let message = self.message(&release, previous, &evidence_paths);
         Rendered { message, at: transition.at, state, files, denies, lifts }
     }
@@ -264,6 +266,45 @@ impl LedgerEntry {
         }
         let cut: String = name.chars().take(room.saturating_sub(1)).collect();
         format!("{cut}…{tail}")
+    }
+}
+
+/// What of a Rollout's status goes into the ledger: where it stands, and nothing that is there already or that
+/// changes without a transition.
+pub fn state_document(status: &RolloutStatus) -> Value {
+    let mut document = serde_json::to_value(status).unwrap_or_default();
+    if let Some(fields) = document.as_object_mut() {
+        for left_out in ["pendingLog", "recordedSequence", "conditions", "takenInterventions", "refusedInterventions", "epoch", "selector"] {
+            fields.remove(left_out);
+        }
+    }
+    document
+}
+
+impl Evidence {
+    /// Everything that is needed to judge again: what was asked, each answer, each verdict.
+    pub fn of(run: &str, spec: &AnalysisRunSpec, status: &AnalysisRunStatus) -> Self {
+        let results: BTreeMap<&str, &MetricResult> =
+            status.metrics.iter().map(|result| (result.name.as_str(), result)).collect();
+        let metrics: Vec<Value> = spec
+            .metrics
+            .iter()
+            .map(|metric| serde_json::json!({"asked": metric, "answered": results.get(metric.name.as_str())}))
+            .collect();
+        let body = serde_json::json!({
+            "schema": SCHEMA,
+            "analysisRun": run,
+            "rollout": spec.rollout,
+            "revision": spec.revision,
+            "attempt": spec.attempt,
+            "stage": spec.stage,
+            "phase": status.phase,
+            "message": status.message,
+            "startedAt": status.started_at.map(stamp),
+            "completedAt": status.completed_at.map(stamp),
+            "metrics": metrics,
+        });
+        Self { stage: spec.stage.clone(), body }
     }
 }
 

@@ -18,6 +18,6 @@ pub use address::{Credentials, RemoteAddress};
 pub use cache::{GitCache, Repository, Timeouts, check_executable};
 pub use error::{GitError, Missing, Rejection, Result};
 pub use ledger::{Appended, Ledger, LedgerContents, LocalLedger, RecordedRollout};
-pub use ledger_entry::{Evidence, LedgerEntry};
+pub use ledger_entry::{Evidence, LedgerEntry, state_document};
 pub use push_policy::PushPolicy;
 pub use source::{ReadLimits, Source, SourceFile};

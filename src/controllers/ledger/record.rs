@@ -1,0 +1,380 @@
+//! What is to be recorded, what a confirmation changes, and what is said about both. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::api::{
+    Condition, ConditionStatus, Conditions, DeployRepoStatus, PodTemplate, RolloutStatus, Transition, TransitionEvent,
+};
+use crate::cluster::objects::{AnalysisRunObject, DeployRepoObject, Identity, RolloutObject};
+use crate::git::{Evidence, LedgerEntry, state_document};
+
+/// How long transitions may wait before it is said that the record is behind.
+pub const BEHIND_AFTER: TimeDelta = TimeDelta::seconds(60);
+/// The condition this room owns.
+pub const RECORDED: &str = "Recorded";
+
+/// What keeps transitions out of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// One word for the condition.
+    pub reason: &'static str,
+    /// One sentence.
+    pub message: String,
+    /// It may go away by itself: only said when it lasts.
+    pub passing: bool,
+}
+
+/// One transition that waits, with all that its record needs.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// Its Rollout as seen.
+    pub rollout: Arc<RolloutObject>,
+    /// The transition.
+    pub transition: Transition,
+    /// It is the last one of its Rollout: the present state is the state it led to.
+    pub last: bool,
+}
+
+/// Whether a DeployRepo may record what happens in a namespace.
+pub fn may_record(repo: &DeployRepoObject, operator_namespace: &str, namespace: &str) -> bool {
+    let Ok(spec) = &repo.spec else { return false };
+    let own = &repo.identity.namespace;
+    own == namespace || (own == operator_namespace && spec.namespaces.iter().any(|listed| listed == namespace))
+}
+
+/// The DeployRepo that records a Rollout: the one that applied it, else the one that lists its namespace. The
+/// annotation is a hint of the Rollout's own, so it counts only for a DeployRepo that may record there.
+pub fn recorder<'a>(
+    rollout: &Identity,
+    repos: &'a [Arc<DeployRepoObject>],
+    operator_namespace: &str,
+) -> Option<&'a Arc<DeployRepoObject>> {
+    let applied_by = rollout.annotations.get(crate::api::names::DEPLOY_REPO);
+    let rank = |repo: &DeployRepoObject| {
+        let key = repo.identity.key();
+        let applied = applied_by.is_some_and(|name| *name == key.to_string());
+        let own = repo.identity.namespace == rollout.namespace;
+        (!applied, !own, repo.identity.created_at, key)
+    };
+    repos.iter().filter(|repo| may_record(repo, operator_namespace, &rollout.namespace)).min_by_key(|repo| rank(repo))
+}
+
+/// The transitions that wait.
+pub fn pending(rollout: &RolloutObject) -> &[Transition] {
+    rollout.status.as_ref().map(|status| status.pending_log.as_slice()).unwrap_or_default()
+}
+
+/// The oldest waiting transitions of these Rollouts, in the order in which they are recorded: by time, but never
+/// a later number of one Rollout before an earlier one.
+pub fn choose(rollouts: &[Arc<RolloutObject>], most: usize) -> Vec<Waiting> {
+    let mut timed = Vec::new();
+    for rollout in rollouts {
+        let mut transitions: Vec<&Transition> = pending(rollout).iter().collect();
+        transitions.sort_by_key(|transition| transition.sequence);
+        let mut time = DateTime::<Utc>::MIN_UTC;
+        let count = transitions.len();
+        for (index, transition) in transitions.into_iter().enumerate() {
+            time = time.max(transition.at);
+            let waiting =
+                Waiting { rollout: rollout.clone(), transition: transition.clone(), last: index + 1 == count };
+            timed.push((time, waiting));
+        }
+    }
+    timed.sort_by_key(|(time, _)| *time);
+    timed.into_iter().map(|(_, waiting)| waiting).take(most).collect()
+}
+
+/// Whether people wait for it.
+pub fn is_urgent(transition: &Transition) -> bool {
+    matches!(transition.event, TransitionEvent::Aborted | TransitionEvent::Promoted)
+}
+
+/// The record of one transition.
+pub fn entry(
+    cluster: &str,
+    waiting: &Waiting,
+    template: Option<&PodTemplate>,
+    runs: &[Arc<AnalysisRunObject>],
+    plan: impl FnOnce() -> String,
+) -> LedgerEntry {
+    let identity = &waiting.rollout.identity;
+    let transition = &waiting.transition;
+    let evidence = runs
+        .iter()
+        .filter(|run| transition.analysis_runs.contains(&run.identity.name))
+        .filter(|run| run.identity.owner.as_deref() == Some(identity.uid.as_str()))
+        .filter_map(|run| {
+            let (spec, status) = (run.spec.as_ref().ok()?, run.status.as_ref()?);
+            Some(Evidence::of(&run.identity.name, spec, status))
+        })
+        .collect();
+    // Of an earlier transition the state is not known any more; the later one's would be a wrong record of it.
+    let status = waiting.rollout.status.as_ref().filter(|_| waiting.last);
+    LedgerEntry {
+        cluster: cluster.to_owned(),
+        namespace: identity.namespace.clone(),
+        name: identity.name.clone(),
+        uid: identity.uid.clone(),
+        transition: transition.clone(),
+        state: status.map(state_document).unwrap_or_default(),
+        plan: if waiting.last { plan() } else { String::new() },
+        evidence,
+        template: template.map(|template| (template.hash_v1(), template.0.clone())),
+        operator: concat!("sluice/", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+/// What a DeployRepo's log holds for sure: the last number of each uid.
+pub fn last_numbers(recorded: &[(String, i64)]) -> BTreeMap<String, i64> {
+    recorded.iter().fold(BTreeMap::new(), |mut last, (uid, sequence)| {
+        let known: &mut i64 = last.entry(uid.clone()).or_default();
+        *known = (*known).max(*sequence);
+        last
+    })
+}
+
+/// The status after transitions up to `sequence` are in the ledger; none when that changes nothing.
+pub fn confirmed(before: &RolloutStatus, sequence: i64, branch: &str, now: DateTime<Utc>) -> Option<RolloutStatus> {
+    let mut status = before.clone();
+    status.pending_log.retain(|transition| transition.sequence > sequence);
+    status.recorded_sequence = status.recorded_sequence.max(sequence);
+    let recent = oldest(&status).is_none_or(|at| now - at < BEHIND_AFTER);
+    if recent {
+        let message = format!("transitions up to {} are in {branch}", status.recorded_sequence);
+        set(&mut status, ConditionStatus::True, "Recorded", &message, now);
+    }
+    (status != *before).then_some(status)
+}
+
+/// The status that says that the record of this Rollout is behind; none when there is nothing new to say.
+pub fn behind(
+    before: &RolloutStatus,
+    trouble: &Trouble,
+    trouble_since: DateTime<Utc>,
+    first_waits: bool,
+    now: DateTime<Utc>,
+) -> Option<RolloutStatus> {
+    let waiting_since = oldest(before).or(first_waits.then_some(trouble_since))?;
+    if trouble.passing && now - waiting_since < BEHIND_AFTER {
+        return None;
+    }
+    let known = before.conditions.condition(RECORDED);
+    if known.is_some_and(|known| known.status == ConditionStatus::False && known.reason == trouble.reason) {
+        // The count and the words of the error change all the time; that is no reason to write.
+        return None;
+    }
+    let message = if before.pending_log.is_empty() {
+        format!("the log could not be read, so the first version waits: {}", trouble.message)
+    } else {
+        let since = waiting_since.format("%Y-%m-%d %H:%M:%S UTC");
+        format!("transitions since {since} are not in git yet; the rollout goes on: {}", trouble.message)
+    };
+    let mut status = before.clone();
+    set(&mut status, ConditionStatus::False, trouble.reason, &message, now);
+    Some(status)
+}
+
+/// The status that says that all is well again; none when it never said otherwise.
+pub fn caught_up(before: &RolloutStatus, branch: &str, now: DateTime<Utc>) -> Option<RolloutStatus> {
+    let known = before.conditions.condition(RECORDED)?;
+    if known.status != ConditionStatus::False || !before.pending_log.is_empty() {
+        return None;
+    }
+    let mut status = before.clone();
+    let message = format!("transitions up to {} are in {branch}", status.recorded_sequence);
+    set(&mut status, ConditionStatus::True, "Recorded", &message, now);
+    Some(status)
+}
+
+/// The DeployRepo's status while its log is written: branch, tip and condition. None when nothing changed.
+pub fn log_status(
+    before: &DeployRepoStatus,
+    generation: i64,
+    branch: &str,
+    tip: Option<&str>,
+    trouble: Option<&Trouble>,
+    now: DateTime<Utc>,
+) -> Option<DeployRepoStatus> {
+    let mut status = before.clone();
+    status.log_branch = Some(branch.to_owned());
+    if let Some(tip) = tip {
+        status.log_tip = Some(tip.to_owned());
+    }
+    let (value, reason, message) = match trouble {
+        None => (ConditionStatus::True, "Recorded", format!("every transition is in {branch}")),
+        Some(trouble) => (ConditionStatus::False, trouble.reason, trouble.message.clone()),
+    };
+    let known = before.conditions.condition(RECORDED);
+    if known.is_none_or(|known| known.status != value || known.reason != reason) {
+        status.conditions.set_condition(condition(value, reason, &message, generation, now));
+    }
+    (status != *before).then_some(status)
+}
+
+fn oldest(status: &RolloutStatus) -> Option<DateTime<Utc>> {
+    status.pending_log.iter().map(|transition| transition.at).min()
+}
+
+fn set(status: &mut RolloutStatus, value: ConditionStatus, reason: &str, message: &str, now: DateTime<Utc>) {
+    let generation = status.observed_generation.unwrap_or_default();
+    status.conditions.set_condition(condition(value, reason, message, generation, now));
+}
+
+fn condition(status: ConditionStatus, reason: &str, message: &str, generation: i64, now: DateTime<Utc>) -> Condition {
+    Condition {
+        type_: RECORDED.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message: message.chars().take(2000).collect(),
+        last_transition_time: now,
+        observed_generation: Some(generation),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+    }
+
+    fn transition(sequence: i64, seconds: i64) -> Transition {
+        serde_json::from_value(json!({
+            "sequence": sequence, "event": "StepCompleted", "at": at(seconds), "stage": 1, "stages": 2,
+            "weightFrom": 0, "weightTo": 20, "revisionTo": "b", "attempt": 1, "reason": "r", "message": "m"
+        }))
+        .unwrap()
+    }
+
+    fn rollout(name: &str, pending: &[(i64, i64)]) -> Arc<RolloutObject> {
+        let object: kube::core::DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout",
+            "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}")},
+            "spec": {"selector": {}, "template": {}, "strategy": {}}
+        }))
+        .unwrap();
+        let mut rollout = RolloutObject::of(&object);
+        rollout.status = Some(status(pending));
+        Arc::new(rollout)
+    }
+
+    fn status(pending: &[(i64, i64)]) -> RolloutStatus {
+        let pending_log = pending.iter().map(|(sequence, seconds)| transition(*sequence, *seconds)).collect();
+        RolloutStatus { pending_log, ..RolloutStatus::default() }
+    }
+
+    fn repo(namespace: &str, name: &str, lists: &[&str], created: i64) -> Arc<DeployRepoObject> {
+        let object: kube::core::DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "sluice.dev/v1alpha1", "kind": "DeployRepo",
+            "metadata": {"name": name, "namespace": namespace, "uid": name, "creationTimestamp": at(created)},
+            "spec": {"url": "https://git.example/x", "namespaces": lists}
+        }))
+        .unwrap();
+        Arc::new(DeployRepoObject::of(&object))
+    }
+
+    #[test]
+    fn the_recorder_is_who_applied_it_else_who_may() {
+        let repos = [
+            repo("sluice-system", "platform", &["shop", "bank"], 0),
+            repo("sluice-system", "second", &["shop"], 5),
+            repo("shop", "own", &[], 9),
+            repo("mallory", "trap", &["shop"], 0),
+        ];
+        let name = |annotation: Option<&str>, namespace: &str| {
+            let mut identity = Identity { namespace: namespace.into(), name: "web".into(), ..Identity::default() };
+            let annotations = annotation.map(|value| (crate::api::names::DEPLOY_REPO.to_owned(), value.to_owned()));
+            identity.annotations = annotations.into_iter().collect();
+            recorder(&identity, &repos, "sluice-system").map(|repo| repo.identity.name.clone())
+        };
+        assert_eq!(name(Some("sluice-system/second"), "shop").as_deref(), Some("second"));
+        assert_eq!(name(None, "shop").as_deref(), Some("own"));
+        assert_eq!(name(None, "bank").as_deref(), Some("platform"));
+        assert_eq!(name(Some("shop/own"), "bank").as_deref(), Some("platform"), "it may not record there");
+        assert_eq!(name(Some("mallory/trap"), "shop").as_deref(), Some("own"), "nobody lists what is not theirs");
+        assert_eq!(name(Some("sluice-system/platform"), "elsewhere"), None);
+    }
+
+    #[test]
+    fn the_oldest_go_first_and_numbers_stay_in_order() {
+        // The clock of `b` went back between 1 and 2.
+        let rollouts = [rollout("a", &[(4, 10), (5, 30)]), rollout("b", &[(2, 0), (1, 20)])];
+        let order = |most| -> Vec<String> {
+            let chosen = choose(&rollouts, most);
+            let name = |waiting: &Waiting| {
+                format!("{}{}{}", waiting.rollout.identity.name, waiting.transition.sequence, if waiting.last { "!" } else { "" })
+            };
+            chosen.iter().map(name).collect()
+        };
+        assert_eq!(order(10), ["a4", "b1", "b2!", "a5!"]);
+        assert_eq!(order(2), ["a4", "b1"]);
+    }
+
+    #[test]
+    fn only_the_last_transition_of_a_rollout_records_the_present_state() {
+        let rollouts = [rollout("a", &[(1, 0), (2, 10)])];
+        let chosen = choose(&rollouts, 10);
+        let template = PodTemplate(json!({"spec": 1}));
+        let entries: Vec<_> =
+            chosen.iter().map(|waiting| entry("prod", waiting, Some(&template), &[], || "next".to_owned())).collect();
+        assert_eq!((entries[0].state.is_null(), entries[0].plan.as_str()), (true, ""));
+        assert_eq!((entries[1].state["phase"].as_str(), entries[1].plan.as_str()), (Some("Pending"), "next"));
+        assert!(entries[1].state.get("pendingLog").is_none());
+        assert_eq!(entries[0].template.as_ref().unwrap().0, template.hash_v1());
+    }
+
+    #[test]
+    fn a_confirmation_takes_out_what_is_recorded_and_nothing_else() {
+        let before = status(&[(1, 0), (2, 10), (3, 20)]);
+        let after = confirmed(&before, 2, "rollout-log/prod", at(30)).unwrap();
+        assert_eq!(after.pending_log, vec![transition(3, 20)]);
+        assert_eq!(after.recorded_sequence, 2);
+        assert_eq!(after.conditions.condition(RECORDED).unwrap().status, ConditionStatus::True);
+        assert_eq!(confirmed(&after, 2, "rollout-log/prod", at(31)), None, "nothing is written twice");
+        assert_eq!(confirmed(&after, 1, "rollout-log/prod", at(31)), None, "nor taken back");
+        let late = confirmed(&before, 2, "rollout-log/prod", at(500)).unwrap();
+        assert_eq!(late.conditions.condition(RECORDED), None, "what remains has waited too long");
+    }
+
+    #[test]
+    fn being_behind_is_said_when_it_lasts_and_once() {
+        let passing = Trouble { reason: "RepositoryUnreachable", message: "no route".into(), passing: true };
+        let lasting = Trouble { reason: "AccessDenied", message: "401".into(), passing: false };
+        let before = status(&[(1, 0)]);
+        assert_eq!(behind(&before, &passing, at(0), false, at(59)), None);
+        assert!(behind(&before, &lasting, at(0), false, at(1)).is_some());
+        let said = behind(&before, &passing, at(0), false, at(61)).unwrap();
+        let condition = said.conditions.condition(RECORDED).unwrap();
+        assert_eq!((condition.status, condition.reason.as_str()), (ConditionStatus::False, "RepositoryUnreachable"));
+        assert!(condition.message.contains("no route") && condition.message.contains("since"), "{}", condition.message);
+        assert_eq!(behind(&said, &passing, at(0), false, at(500)), None, "no second write");
+        assert!(behind(&said, &lasting, at(0), false, at(500)).is_some(), "another reason is news");
+        assert_eq!(behind(&status(&[]), &lasting, at(0), false, at(500)), None, "nothing waits");
+        let first = behind(&status(&[]), &passing, at(0), true, at(61)).unwrap();
+        assert!(first.conditions.condition(RECORDED).unwrap().message.contains("first version waits"));
+        assert_eq!(caught_up(&said, "rollout-log/prod", at(600)), None, "it still waits");
+        let after = confirmed(&said, 1, "rollout-log/prod", at(600)).unwrap();
+        assert_eq!(after.conditions.condition(RECORDED).unwrap().status, ConditionStatus::True);
+        assert_eq!(caught_up(&after, "rollout-log/prod", at(601)), None);
+        assert!(caught_up(&first, "rollout-log/prod", at(601)).is_some());
+    }
+
+    #[test]
+    fn a_deploy_repo_tells_branch_tip_and_trouble() {
+        let before = DeployRepoStatus::default();
+        let good = log_status(&before, 3, "rollout-log/prod", Some("abc"), None, at(0)).unwrap();
+        assert_eq!((good.log_branch.as_deref(), good.log_tip.as_deref()), (Some("rollout-log/prod"), Some("abc")));
+        assert_eq!(log_status(&good, 3, "rollout-log/prod", Some("abc"), None, at(9)), None);
+        let trouble = Trouble { reason: "LogForked", message: "x".into(), passing: false };
+        let bad = log_status(&good, 3, "rollout-log/prod", None, Some(&trouble), at(9)).unwrap();
+        assert_eq!(bad.log_tip.as_deref(), Some("abc"), "the last known tip stays");
+        assert_eq!(bad.conditions.condition(RECORDED).unwrap().reason, "LogForked");
+        assert_eq!(log_status(&bad, 3, "rollout-log/prod", None, Some(&trouble), at(99)), None);
+        assert!(log_status(&bad, 3, "rollout-log/prod", Some("def"), None, at(99)).is_some());
+    }
+}
