@@ -198,12 +198,10 @@ impl<R: Remotes> LedgerController<R> {
         Self { parts, known: Mutex::default(), sessions: Mutex::default(), flushing: AtomicBool::new(false) }
     }
 
-    /// Looks at every ledger soon: after a change of a DeployRepo, and when this process begins to lead.
-    pub fn look_at_all(&self) {
-        for repo in self.index().deploy_repos() {
-            if let Some(key) = self.key_of(&repo) {
-                self.parts.queue.add(key);
-            }
+    /// Looks soon at the ledger that a DeployRepo records into: after a change of it.
+    pub fn look_at(&self, repo: &Key) {
+        if let Some(key) = self.index().deploy_repo(repo).and_then(|repo| self.key_of(&repo)) {
+            self.parts.queue.add(key);
         }
     }
 
@@ -368,7 +366,9 @@ impl<R: Remotes> LedgerController<R> {
             .map(|set| &set.template)
             .or_else(|| declared.filter(|template| template.revision() == *revision));
         let runs = index.analysis_runs_of(&rollout_key);
-        record::entry(&key.cluster, waiting, template, &runs, || super::plan_text::of(index, rollout, (self.parts.now)()))
+        record::entry(&key.cluster, waiting, template, &runs, || {
+            super::plan_text::of(index, rollout, self.state(&rollout_key), (self.parts.now)())
+        })
     }
 
     /// Takes what is certain out of the outboxes.

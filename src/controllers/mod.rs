@@ -58,14 +58,3 @@ pub struct OperatorArgs {
     #[arg(long, default_value = "0.0.0.0:9292")]
     pub webhook_address: SocketAddr,
 }
-
-/// No ledger: nothing is read, nothing is recorded. Every transition stays in its Rollout's outbox.
-#[derive(Clone, Copy, Debug)]
-pub struct NoLedger;
-
-impl LedgerView for NoLedger {
-    fn state(&self, _rollout: &Key) -> LedgerState {
-        LedgerState::default()
-    }
-    fn notify(&self, _rollout: &Key, _urgent: bool) {}
-}

@@ -9,16 +9,17 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{SubsecRound, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use kube::runtime::watcher;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::analysis::AnalysisController;
 use super::deploy_repo::{self, DeployRepos, SyncTrigger};
+use super::ledger::{self, LedgerController, LedgerKey, SecretRemotes};
 use super::queue::{self, Queue, QueueConfig};
 use super::rollout::RolloutController;
-use super::{LedgerView, OperatorArgs};
+use super::OperatorArgs;
 use crate::cluster::apply::Applier;
 use crate::cluster::client::client;
 use crate::cluster::events::Events;
@@ -57,6 +58,8 @@ pub enum OperatorError {
     },
 }
 
+/// How long the last transitions may take to reach git when the operator stops.
+const FLUSH: Duration = Duration::from_secs(8);
 /// The name of the lease in the operator's namespace.
 const LEASE: &str = "sluice-operator";
 
@@ -92,14 +95,24 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     let gate = Arc::new(leadership.clone());
     let writer = Writer::new(client.clone(), Arc::clone(&index), gate.clone(), Arc::new(metrics.clone()));
     let cache = GitCache::new(args.cache_dir.clone())?;
-    let secrets = Applier::new(client.clone(), gate.clone(), Arc::new(metrics.clone()));
-    let applier = Applier::new(client.clone(), gate, Arc::new(metrics.clone()));
-    let analyses = AnalysisController::new(writer.clone(), secrets, args.namespace.clone(), metrics.clone());
+    let applier = || Applier::new(client.clone(), gate.clone(), Arc::new(metrics.clone()));
+    let analyses = AnalysisController::new(writer.clone(), applier(), args.namespace.clone(), metrics.clone());
     let observer = Arc::new(Wiring::new(&args, &readiness, &metrics, rollouts.clone(), syncs.clone(), &analyses));
     // Both ports serve the same pages: probes and scrapes come from different networks.
     let health = tokio::spawn(serve_health(health, readiness.clone(), metrics.clone(), shutdown.clone()));
     let scrapes = tokio::spawn(serve_health(metrics_listener, readiness.clone(), metrics.clone(), shutdown.clone()));
-    let repos = Arc::new(DeployRepos::new(applier, writer.clone(), cache, args.namespace.clone(), trigger.clone()));
+    let ledgers = Queue::new("ledger", ledger::queue_config());
+    let ledger = Arc::new(LedgerController::new(ledger::Parts {
+        writer: writer.clone(),
+        remotes: SecretRemotes { applier: applier(), cache: cache.clone() },
+        cluster: args.cluster_name.clone(),
+        operator_namespace: args.namespace.clone(),
+        queue: ledgers.clone(),
+        rollouts: rollouts.clone(),
+        metrics: metrics.clone(),
+        now,
+    }));
+    let repos = Arc::new(DeployRepos::new(applier(), writer.clone(), cache, args.namespace.clone(), trigger.clone()));
     let hooks = Hooks { repos: Arc::clone(&repos), trigger };
     let webhooks = listen(args.webhook_address).await?;
     let (events, events_task) = Events::start(client.clone(), &identity, metrics.clone());
@@ -129,12 +142,30 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
         tokio::spawn(async move { analyses.run(shutdown).await })
     };
     let webhooks = tokio::spawn(serve_webhooks(webhooks, hooks, Limits::default(), metrics.clone(), shutdown.clone()));
+    let recording = {
+        let (ledger, readiness) = (Arc::clone(&ledger), readiness.clone());
+        tokio::spawn(queue::run(
+            ledgers,
+            move |key: LedgerKey| {
+                let (ledger, ready) = (Arc::clone(&ledger), readiness.is_ready());
+                async move {
+                    // Half of the cluster would look like Rollouts without a ledger.
+                    if ready { ledger.turn(key).await } else { queue::Outcome::After(Duration::from_millis(100)) }
+                }
+            },
+            metrics.clone(),
+            shutdown.clone(),
+        ))
+    };
     let syncing = {
-        let (readiness, leadership) = (readiness.clone(), leadership.clone());
+        let (readiness, leadership, ledger) = (readiness.clone(), leadership.clone(), Arc::clone(&ledger));
         tokio::spawn(queue::run(
             syncs,
             move |key: Key| {
                 let (repos, ready, leads) = (Arc::clone(&repos), readiness.is_ready(), leadership.is_leader());
+                if leads {
+                    ledger.look_at(&key);
+                }
                 async move {
                     match (leads, ready) {
                         // A standby asks no repository.
@@ -153,16 +184,14 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
         let leadership = leadership.clone();
         Arc::new(move || leadership.epoch())
     };
-    let ledger: Arc<dyn LedgerView> = Arc::new(super::NoLedger);
     let controller = Arc::new(RolloutController {
         index: Arc::clone(&index),
         writer,
         epoch,
-        ledger,
+        ledger: ledger.clone(),
         events: events.clone(),
         metrics: metrics.clone(),
-        // Thousandths are enough for people, and what is compared is also what is stored.
-        now: || Utc::now().trunc_subsecs(3),
+        now,
     });
     let work = {
         let readiness = readiness.clone();
@@ -184,6 +213,8 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     }
     let _ = analysing.await;
     let _ = syncing.await;
+    let _ = recording.await;
+    ledger.flush(FLUSH).await;
     let _ = webhooks.await;
     drop(controller);
     drop(events);
@@ -194,6 +225,11 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     scrapes.abort();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The one clock. Thousandths are enough for people, and what is compared is also what is stored.
+fn now() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(3)
 }
 
 async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, OperatorError> {
