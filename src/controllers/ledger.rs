@@ -67,11 +67,7 @@ pub trait Remotes: Send + Sync + 'static {
     /// Which repository an address is, whatever way leads there; none when it cannot be used.
     fn identity(&self, url: &str) -> Option<String>;
     /// Opens it.
-    fn open(
-        &self,
-        namespace: &str,
-        spec: &DeployRepoSpec,
-    ) -> impl Future<Output = Result<Repository, Trouble>> + Send;
+    fn open(&self, namespace: &str, spec: &DeployRepoSpec) -> impl Future<Output = Result<Repository, Trouble>> + Send;
 }
 
 /// The repositories of the `git` room, opened with what the DeployRepos' Secrets hold.
@@ -218,9 +214,8 @@ impl<R: Remotes> LedgerController<R> {
 
     /// One turn for one ledger.
     pub async fn turn(&self, key: LedgerKey) -> Outcome {
-        let session = Arc::clone(
-            self.sessions.lock().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default(),
-        );
+        let session =
+            Arc::clone(self.sessions.lock().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default());
         let mut session = session.lock().await;
         let repos = self.repos_of(&key);
         if !self.parts.writer.may_write() || repos.is_empty() {
@@ -275,8 +270,9 @@ impl<R: Remotes> LedgerController<R> {
         }
         let rollouts = self.rollouts_of(key);
         let all = record::choose(&rollouts, usize::MAX);
-        let is_recorded =
-            |waiting: &Waiting| session.recorded.get(&waiting.rollout.identity.uid) >= Some(&waiting.transition.sequence);
+        let is_recorded = |waiting: &Waiting| {
+            session.recorded.get(&waiting.rollout.identity.uid) >= Some(&waiting.transition.sequence)
+        };
         let (unconfirmed, mut waiting): (Vec<Waiting>, Vec<Waiting>) = all.into_iter().partition(is_recorded);
         self.confirm(key, &unconfirmed, &session.recorded).await?;
         let more = waiting.len() > MOST;
@@ -338,8 +334,7 @@ impl<R: Remotes> LedgerController<R> {
             status.log_tip.clone().filter(|_| status.log_branch.as_deref() == Some(key.branch().as_str()))
         });
         let ledger = repository.ledger(&key.cluster)?.expecting(left);
-        session.open =
-            Some(Open { ledger, repo: repo.identity.uid.clone(), generation: repo.identity.generation });
+        session.open = Some(Open { ledger, repo: repo.identity.uid.clone(), generation: repo.identity.generation });
         Ok(())
     }
 
@@ -372,12 +367,7 @@ impl<R: Remotes> LedgerController<R> {
     }
 
     /// Takes what is certain out of the outboxes.
-    async fn confirm(
-        &self,
-        key: &LedgerKey,
-        waiting: &[Waiting],
-        last: &BTreeMap<String, i64>,
-    ) -> Result<(), Trouble> {
+    async fn confirm(&self, key: &LedgerKey, waiting: &[Waiting], last: &BTreeMap<String, i64>) -> Result<(), Trouble> {
         let rollouts: BTreeMap<Key, String> = waiting
             .iter()
             .map(|waiting| (waiting.rollout.identity.key(), waiting.rollout.identity.uid.clone()))
@@ -460,15 +450,20 @@ impl<R: Remotes> LedgerController<R> {
         }
     }
 
-    async fn tell(&self, key: &LedgerKey, repos: &[Arc<DeployRepoObject>], tip: Option<&str>, trouble: Option<&Trouble>) {
+    async fn tell(
+        &self,
+        key: &LedgerKey,
+        repos: &[Arc<DeployRepoObject>],
+        tip: Option<&str>,
+        trouble: Option<&Trouble>,
+    ) {
         for repo in repos {
             let repo_key = repo.identity.key();
             for attempt in 1..=TRIES {
                 let Some(seen) = self.index().deploy_repo(&repo_key) else { break };
                 let before = seen.status.clone().unwrap_or_default();
                 let now = (self.parts.now)();
-                let status =
-                    record::log_status(&before, seen.identity.generation, &key.branch(), tip, trouble, now);
+                let status = record::log_status(&before, seen.identity.generation, &key.branch(), tip, trouble, now);
                 let Some(status) = status.and_then(|status| serde_json::to_value(status).ok()) else { break };
                 match self.parts.writer.replace_status_of(Kind::DeployRepo, &seen.identity, status).await {
                     Err(WriteError::Conflict { .. }) if attempt < TRIES => {
@@ -552,7 +547,10 @@ fn waits_for_first(rollout: &RolloutObject) -> bool {
 
 /// What can be cured by other credentials, or by the same ones read again, closes the ledger.
 fn refused(session: &mut Session, error: GitError) -> Trouble {
-    if matches!(error, GitError::Denied { .. } | GitError::HostKey { .. } | GitError::Moved { .. } | GitError::NotFound { .. }) {
+    if matches!(
+        error,
+        GitError::Denied { .. } | GitError::HostKey { .. } | GitError::Moved { .. } | GitError::NotFound { .. }
+    ) {
         session.open = None;
         session.opener = session.opener.wrapping_add(1);
     }

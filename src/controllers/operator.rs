@@ -14,12 +14,12 @@ use kube::runtime::watcher;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use super::OperatorArgs;
 use super::analysis::AnalysisController;
 use super::deploy_repo::{self, DeployRepos, SyncTrigger};
 use super::ledger::{self, LedgerController, LedgerKey, SecretRemotes};
 use super::queue::{self, Queue, QueueConfig};
 use super::rollout::RolloutController;
-use super::OperatorArgs;
 use crate::cluster::apply::Applier;
 use crate::cluster::client::client;
 use crate::cluster::events::Events;

@@ -39,7 +39,9 @@ fn text(rollout: &str, status: &RolloutStatus, timeline: &Timeline) -> String {
         let _ = writeln!(out, "It waits for something that does not come by itself: {}\n", cell(&wait.message));
     }
     if !timeline.stages.is_empty() {
-        out.push_str("| Stage | What | Weight | Goes on when | Begins (UTC) | Done (UTC) | |\n|---|---|---|---|---|---|---|\n");
+        out.push_str(
+            "| Stage | What | Weight | Goes on when | Begins (UTC) | Done (UTC) | |\n|---|---|---|---|---|---|---|\n",
+        );
     }
     for stage in &timeline.stages {
         let place = match stage.state {
@@ -98,7 +100,8 @@ mod tests {
         };
         let mut status = RolloutStatus { stable_revision: Some("old".into()), ..RolloutStatus::default() };
         assert!(text("shop/web", &status, &timeline).contains("Nothing is in flight: `old` serves."));
-        let release = Release { revision: "new".into(), attempt: 1, state: ReleaseState::Stepping, ..Release::default() };
+        let release =
+            Release { revision: "new".into(), attempt: 1, state: ReleaseState::Stepping, ..Release::default() };
         status.release = Some(release.clone());
         let written = text("shop/web", &status, &timeline);
         let now = "| 1/2 | weight \\| 20 | 20% | 2m | 2027-01-15 08:00:00 | 2027-01-15 08:02:00 | now |";

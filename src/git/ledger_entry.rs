@@ -274,7 +274,15 @@ impl LedgerEntry {
 pub fn state_document(status: &RolloutStatus) -> Value {
     let mut document = serde_json::to_value(status).unwrap_or_default();
     if let Some(fields) = document.as_object_mut() {
-        for left_out in ["pendingLog", "recordedSequence", "conditions", "takenInterventions", "refusedInterventions", "epoch", "selector"] {
+        for left_out in [
+            "pendingLog",
+            "recordedSequence",
+            "conditions",
+            "takenInterventions",
+            "refusedInterventions",
+            "epoch",
+            "selector",
+        ] {
             fields.remove(left_out);
         }
     }

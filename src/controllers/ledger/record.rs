@@ -307,7 +307,12 @@ mod tests {
         let order = |most| -> Vec<String> {
             let chosen = choose(&rollouts, most);
             let name = |waiting: &Waiting| {
-                format!("{}{}{}", waiting.rollout.identity.name, waiting.transition.sequence, if waiting.last { "!" } else { "" })
+                format!(
+                    "{}{}{}",
+                    waiting.rollout.identity.name,
+                    waiting.transition.sequence,
+                    if waiting.last { "!" } else { "" }
+                )
             };
             chosen.iter().map(name).collect()
         };

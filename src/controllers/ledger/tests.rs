@@ -334,7 +334,8 @@ async fn a_missing_secret_and_a_suspended_repository_are_named() {
     assert_eq!(world.repo_status()["conditions"][0]["message"], message);
     assert!(world.status("web").conditions.condition(RECORDED).unwrap().message.contains(&message));
     *world.refused.lock().unwrap() = None;
-    let mut repo: Value = world.api.objects.lock().unwrap().values().find(|o| o["kind"] == "DeployRepo").unwrap().clone();
+    let mut repo: Value =
+        world.api.objects.lock().unwrap().values().find(|o| o["kind"] == "DeployRepo").unwrap().clone();
     repo["spec"]["suspend"] = json!(true);
     world.put(repo.clone());
     assert!(matches!(world.turn().await, Outcome::After(_)));
