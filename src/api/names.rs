@@ -14,6 +14,8 @@ pub const SOURCE_DIGEST: &str = "sluice.dev/source-digest";
 pub const DEPLOY_REPO: &str = "sluice.dev/deploy-repo";
 /// On applied objects: `disabled` keeps the object when it leaves the repository.
 pub const PRUNE: &str = "sluice.dev/prune";
+/// On DeployRepos: a new value asks the operator to look at the branch now.
+pub const REQUESTED_AT: &str = "sluice.dev/requested-at";
 /// On ReplicaSets: the full SHA-256 (version 1 of the algorithm) of the pod template.
 pub const TEMPLATE_HASH_V1: &str = "sluice.dev/template-hash-v1";
 /// The field manager of everything the rollout controller writes.

@@ -248,6 +248,21 @@ impl Writer {
     }
 }
 
+/// Asks whoever leads to look at a DeployRepo now, by a stamp on it. The one write that needs no lease: it changes
+/// nothing but when somebody looks.
+pub async fn request_look(client: Client, repo: &Key) -> Result<(), WriteError> {
+    let what = format!("the stamp on DeployRepo {repo}");
+    let api: Api<DynamicObject> = Api::namespaced_with(client, &repo.namespace, &Kind::DeployRepo.resource());
+    let stamp = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    let patch = json!({"metadata": {"annotations": {names::REQUESTED_AT: stamp}}});
+    let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match tokio::time::timeout(REQUEST_TIMEOUT, api.patch_metadata(&repo.name, &params, &Patch::Merge(patch))).await {
+        Err(_) => Err(WriteError::Timeout { what }),
+        Ok(Err(error)) => Err(sort(what, error)),
+        Ok(Ok(_)) => Ok(()),
+    }
+}
+
 /// What kind of error this is. A failed `test` of a JSON Patch comes as 422 without causes in the object.
 fn sort(what: String, error: kube::Error) -> WriteError {
     let kube::Error::Api(status) = &error else {

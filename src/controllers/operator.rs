@@ -20,15 +20,16 @@ use super::deploy_repo::{self, DeployRepos, SyncTrigger};
 use super::ledger::{self, LedgerController, LedgerKey, SecretRemotes};
 use super::queue::{self, Queue, QueueConfig};
 use super::rollout::RolloutController;
+use crate::api::names;
 use crate::cluster::apply::Applier;
 use crate::cluster::client::client;
 use crate::cluster::events::Events;
 use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
-use crate::cluster::lease::{LeaderElection, LeaseConfig, LeaseError};
+use crate::cluster::lease::{LeaderElection, Leadership, LeaseConfig, LeaseError};
 use crate::cluster::objects::Key;
 use crate::cluster::watch::{Observer, watch};
-use crate::cluster::write::Writer;
+use crate::cluster::write::{Writer, request_look};
 use crate::git::{GitCache, GitError};
 use crate::http::{Access, Limits, Readiness, ReadyHandle, Repositories, serve_health, serve_webhooks};
 use crate::telemetry::{Metrics, Shutdown};
@@ -97,7 +98,16 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     let cache = GitCache::new(args.cache_dir.clone())?;
     let applier = || Applier::new(client.clone(), gate.clone(), Arc::new(metrics.clone()));
     let analyses = AnalysisController::new(writer.clone(), applier(), args.namespace.clone(), metrics.clone());
-    let observer = Arc::new(Wiring::new(&args, &readiness, &metrics, rollouts.clone(), syncs.clone(), &analyses));
+    let observer = Arc::new(Wiring {
+        rollouts: rollouts.clone(),
+        syncs: syncs.clone(),
+        analyses: analyses.clone(),
+        index: Arc::clone(&index),
+        trigger: trigger.clone(),
+        stamps: Mutex::default(),
+        metrics: metrics.clone(),
+        lists: Lists::new(&args, &readiness),
+    });
     // Both ports serve the same pages: probes and scrapes come from different networks.
     let health = tokio::spawn(serve_health(health, readiness.clone(), metrics.clone(), shutdown.clone()));
     let scrapes = tokio::spawn(serve_health(metrics_listener, readiness.clone(), metrics.clone(), shutdown.clone()));
@@ -113,7 +123,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
         now,
     }));
     let repos = Arc::new(DeployRepos::new(applier(), writer.clone(), cache, args.namespace.clone(), trigger.clone()));
-    let hooks = Hooks { repos: Arc::clone(&repos), trigger };
+    let hooks = Hooks { repos: Arc::clone(&repos), trigger, client: client.clone(), leadership: leadership.clone() };
     let webhooks = listen(args.webhook_address).await?;
     let (events, events_task) = Events::start(client.clone(), &identity, metrics.clone());
 
@@ -269,21 +279,22 @@ struct Wiring {
     rollouts: Queue<Key>,
     syncs: Queue<Key>,
     analyses: AnalysisController,
+    index: Arc<Index>,
+    trigger: SyncTrigger,
+    stamps: Mutex<HashMap<Key, Option<String>>>,
     metrics: Metrics,
+    lists: Lists,
+}
+
+/// Which complete lists have come: what readiness means.
+struct Lists {
     handles: HashMap<Kind, ReadyHandle>,
     /// Lists still to come, by kind.
     missing: Mutex<HashMap<Kind, BTreeSet<Option<String>>>>,
 }
 
-impl Wiring {
-    fn new(
-        args: &OperatorArgs,
-        readiness: &Readiness,
-        metrics: &Metrics,
-        rollouts: Queue<Key>,
-        syncs: Queue<Key>,
-        analyses: &AnalysisController,
-    ) -> Self {
+impl Lists {
+    fn new(args: &OperatorArgs, readiness: &Readiness) -> Self {
         let scopes = |kind: Kind| -> BTreeSet<Option<String>> {
             match args.watch_namespaces.as_slice() {
                 listed if !listed.is_empty() && !kind.is_cluster_scoped() => listed.iter().cloned().map(Some).collect(),
@@ -291,30 +302,12 @@ impl Wiring {
             }
         };
         Self {
-            rollouts,
-            syncs,
-            analyses: analyses.clone(),
-            metrics: metrics.clone(),
             handles: Kind::ALL.into_iter().map(|kind| (kind, readiness.handle(kind.name()))).collect(),
             missing: Mutex::new(Kind::ALL.into_iter().map(|kind| (kind, scopes(kind))).collect()),
         }
     }
-}
 
-impl Observer for Wiring {
-    fn changed(&self, kind: Kind, key: &Key, rollouts: BTreeSet<Key>) {
-        self.metrics.watch_seen(kind.name());
-        self.analyses.changed(kind, key);
-        if kind == Kind::DeployRepo {
-            self.syncs.add(key.clone());
-        }
-        for rollout in rollouts {
-            self.rollouts.add(rollout);
-        }
-    }
-
-    fn listed(&self, kind: Kind, namespace: Option<&str>) {
-        self.metrics.watch_seen(kind.name());
+    fn came(&self, kind: Kind, namespace: Option<&str>) {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(scopes) = missing.get_mut(&kind) else { return };
         scopes.remove(&namespace.map(str::to_owned));
@@ -324,6 +317,31 @@ impl Observer for Wiring {
             handle.ready();
         }
     }
+}
+
+impl Observer for Wiring {
+    fn changed(&self, kind: Kind, key: &Key, rollouts: BTreeSet<Key>) {
+        self.metrics.watch_seen(kind.name());
+        self.analyses.changed(kind, key);
+        if kind == Kind::DeployRepo {
+            // A new stamp (of a standby, or of `kubectl annotate`) asks for a look now.
+            let repo = self.index.deploy_repo(key);
+            let stamp = repo.and_then(|repo| repo.identity.annotations.get(names::REQUESTED_AT).cloned());
+            let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
+            match stamps.insert(key.clone(), stamp.clone()) {
+                Some(before) if before != stamp && stamp.is_some() => self.trigger.request(key),
+                _ => self.syncs.add(key.clone()),
+            }
+        }
+        for rollout in rollouts {
+            self.rollouts.add(rollout);
+        }
+    }
+
+    fn listed(&self, kind: Kind, namespace: Option<&str>) {
+        self.metrics.watch_seen(kind.name());
+        self.lists.came(kind, namespace);
+    }
 
     fn failed(&self, _kind: Kind, _error: &watcher::Error) {}
 }
@@ -332,6 +350,8 @@ impl Observer for Wiring {
 struct Hooks {
     repos: Arc<DeployRepos<GitCache>>,
     trigger: SyncTrigger,
+    client: kube::Client,
+    leadership: Leadership,
 }
 
 impl Repositories for Hooks {
@@ -348,6 +368,17 @@ impl Repositories for Hooks {
     }
 
     fn look_now(&self, namespace: &str, name: &str) {
-        self.trigger.request(&Key::new(namespace, name));
+        let key = Key::new(namespace, name);
+        if self.leadership.is_leader() {
+            self.trigger.request(&key);
+            return;
+        }
+        // The webhook's Service knows no leader: a standby passes the hint on by a stamp that the leader watches.
+        let client = self.client.clone();
+        tokio::spawn(async move {
+            if let Err(error) = request_look(client, &key).await {
+                tracing::warn!(repository = %key, %error, "a webhook could not be passed on; the next poll finds the commit");
+            }
+        });
     }
 }

@@ -1,0 +1,407 @@
+//! What every story has: a cluster with the operator installed by its chart, a git server, and a shop of its own.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use crate::cluster::{Cluster, Options};
+use crate::command::{Command, Output};
+use crate::git_server::GitServer;
+use crate::images;
+use crate::progress::timed;
+use crate::tools::{Tools, project};
+use crate::traffic::Traffic;
+use crate::wait::wait_for;
+use crate::work_tree::{LogEntry, WorkTree};
+
+/// The operator's namespace.
+pub const OPERATOR_NAMESPACE: &str = "sluice-system";
+/// The cluster's name in the log branch.
+pub const CLUSTER_NAME: &str = "demo";
+/// The log branch.
+pub const LOG_BRANCH: &str = "rollout-log/demo";
+/// The one DeployRepo of a shop, in the shop's own namespace.
+pub const REPO: &str = "deploy";
+
+/// A cluster, the operator in it, and a git server beside it.
+pub struct World {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The git server; locked while it is stopped or started.
+    pub git: Mutex<GitServer>,
+    /// Where the tools are.
+    pub tools: Tools,
+    folder: tempfile::TempDir,
+    binaries: PathBuf,
+    shops: AtomicU32,
+    requests: u32,
+}
+
+impl World {
+    /// Builds the images, boots a cluster and installs the operator.
+    pub async fn start(tools: &Tools) -> Result<Self> {
+        let binaries = timed("the operator's binaries", binaries()).await?;
+        let demo = timed("image of the demo application", images::demo_archive(tools)).await?;
+        let operator =
+            timed("image of the operator", images::operator_archive(tools, &binaries.join("sluice"))).await?;
+        let cluster = Cluster::start(tools, Options { images: vec![demo, operator] }).await?;
+        let folder = tempfile::tempdir()?;
+        let address = IpAddr::V4(cluster.layout().host_address());
+        let git = GitServer::start(folder.path().join("git"), address).await?;
+        let world = Self {
+            cluster,
+            git: Mutex::new(git),
+            tools: tools.clone(),
+            folder,
+            binaries,
+            shops: AtomicU32::new(0),
+            requests: 50,
+        };
+        timed("the operator, by its chart", world.install()).await?;
+        Ok(world)
+    }
+
+    async fn install(&self) -> Result<()> {
+        let (repository, tag) = images::OPERATOR.rsplit_once(':').context("the image has no tag")?;
+        let host = self.cluster.layout().host_address();
+        let node = self.cluster.layout().node_address();
+        self.helm()?
+            .args(["upgrade", "--install", "sluice"])
+            .arg(project().join("charts/sluice"))
+            .args(["--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s"])
+            .args(["--set", &format!("image.repository={repository}"), "--set", &format!("image.tag={tag}")])
+            .args(["--set", "image.pullPolicy=Never", "--set", &format!("clusterName={CLUSTER_NAME}")])
+            .within(Duration::from_secs(150))
+            .ok()
+            .await
+            .with_context(|| format!("the chart on {node}, with the git server on {host}"))?;
+        let provider = json!({
+            "apiVersion": "sluice.dev/v1alpha1", "kind": "ClusterMetricProvider", "metadata": {"name": "prometheus"},
+            "spec": {"prometheus": {"address": self.cluster.prometheus_address(), "timeout": "3s"}}
+        });
+        self.apply(&provider.to_string()).await
+    }
+
+    /// `helm` for this cluster.
+    pub fn helm(&self) -> Result<Command> {
+        Ok(Command::new(self.tools.program("helm")?).env("KUBECONFIG", self.cluster.kubeconfig()))
+    }
+
+    /// `kubectl rollout-status …`, as a person runs it.
+    pub fn plugin(&self) -> Result<Command> {
+        Ok(Command::new(self.binaries.join("kubectl-rollout_status")).env("KUBECONFIG", self.cluster.kubeconfig()))
+    }
+
+    /// Applies manifests.
+    pub async fn apply(&self, manifests: &str) -> Result<()> {
+        self.cluster.kubectl()?.args(["apply", "--server-side", "-f", "-"]).input(manifests).ok().await?;
+        Ok(())
+    }
+
+    /// The operator's pods.
+    pub async fn operator_pods(&self) -> Result<Vec<DynamicObject>> {
+        let pods = self.objects("", "v1", "Pod", "pods", OPERATOR_NAMESPACE);
+        let all = pods.list(&kube::api::ListParams::default().labels("app.kubernetes.io/name=sluice")).await?;
+        Ok(all.items)
+    }
+
+    /// The name of the pod that leads now.
+    pub async fn leader(&self) -> Result<String> {
+        let leases = self.objects("coordination.k8s.io", "v1", "Lease", "leases", OPERATOR_NAMESPACE);
+        let lease = leases.get("sluice-operator").await?;
+        let holder = lease.data.pointer("/spec/holderIdentity").and_then(Value::as_str).unwrap_or_default();
+        if holder.is_empty() { bail!("nobody leads") } else { Ok(holder.to_owned()) }
+    }
+
+    /// Kills the leader's process at once: no grace, no hand-over.
+    pub async fn kill_leader(&self) -> Result<String> {
+        let leader = self.leader().await?;
+        let pods = self.operator_pods().await?;
+        let pod = pods.iter().find(|pod| leader.starts_with(&pod.name_any())).context("the leader's pod is gone")?;
+        let name = pod.name_any();
+        self.cluster
+            .kubectl()?
+            .args(["-n", OPERATOR_NAMESPACE, "delete", "pod", &name, "--grace-period=0", "--force", "--wait=false"])
+            .ok()
+            .await?;
+        Ok(name)
+    }
+
+    /// Objects of any kind.
+    pub fn objects(&self, group: &str, version: &str, kind: &str, plural: &str, namespace: &str) -> Api<DynamicObject> {
+        let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
+        Api::namespaced_with(self.cluster.client(), namespace, &resource)
+    }
+
+    /// A namespace with a deploy repository of its own, in which nothing is declared yet.
+    pub async fn shop(&self, name: &str) -> Result<Shop<'_>> {
+        let number = self.shops.fetch_add(1, Ordering::Relaxed);
+        let namespace = format!("{name}-{number}");
+        let (url, webhook) = {
+            let git = self.git.lock().await;
+            let url = git.create(&namespace).await?;
+            let webhook = self.webhook_url(&namespace).await?;
+            git.set_webhook(&namespace, &webhook, Some("a-webhook-token"));
+            (url, webhook)
+        };
+        let tree = WorkTree::clone(&url, self.folder.path().join(&namespace)).await?;
+        let shop = Shop { world: self, host: format!("web.{namespace}.test"), namespace, tree, url, replaced: Vec::new() };
+        tracing::debug!(webhook, "a shop");
+        shop.declare_repository().await?;
+        Ok(shop)
+    }
+
+    async fn webhook_url(&self, namespace: &str) -> Result<String> {
+        let services = self.objects("", "v1", "Service", "services", OPERATOR_NAMESPACE);
+        let service = services.get("sluice-webhook").await.context("the chart's webhook Service")?;
+        let address = service.data.pointer("/spec/clusterIP").and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok(format!("http://{address}:9292/hooks/{namespace}/{REPO}"))
+    }
+}
+
+/// Builds what the stories run, where it is not built yet.
+async fn binaries() -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    Command::new(cargo)
+        .args(["build", "--quiet", "--profile", "image", "--package", "sluice", "--bins"])
+        .dir(project())
+        .within(Duration::from_secs(1800))
+        .ok()
+        .await?;
+    Ok(project().join("target/image"))
+}
+
+/// A namespace with a Rollout `web`, declared in a repository of its own.
+pub struct Shop<'w> {
+    world: &'w World,
+    /// The namespace, and the repository's name.
+    pub namespace: String,
+    /// The name clients use.
+    pub host: String,
+    /// A person's clone of the repository.
+    pub tree: WorkTree,
+    url: String,
+    replaced: Vec<(String, String)>,
+}
+
+impl Shop<'_> {
+    /// The DeployRepo and its Secret.
+    pub async fn declare_repository(&self) -> Result<()> {
+        let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}},
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "deploy", "namespace": self.namespace},
+             "stringData": {"webhookToken": "a-webhook-token"}},
+            {"apiVersion": "sluice.dev/v1alpha1", "kind": "DeployRepo",
+             "metadata": {"name": REPO, "namespace": self.namespace},
+             "spec": {"url": self.url, "path": "deploy", "interval": "10s", "secretRef": {"name": "deploy"},
+                      "sync": {"prune": true}}}
+        ]});
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}});
+        self.world.apply(&namespace.to_string()).await?;
+        self.world.apply(&objects.to_string()).await
+    }
+
+    /// From now on `from` in the manifests reads `to`.
+    pub fn replace(&mut self, from: &str, to: &str) {
+        self.replaced.push((from.to_owned(), to.to_owned()));
+    }
+
+    /// Writes the manifests for `version` into the clone.
+    pub fn write(&self, version: &str) -> Result<()> {
+        let mut text = include_str!("../manifests/shop.yaml")
+            .replace("${IMAGE}", &format!("{}:{version}", images::DEMO))
+            .replace("${HOST}", &self.host);
+        for (from, to) in &self.replaced {
+            if !text.contains(from) {
+                bail!("the manifests hold no `{from}`");
+            }
+            text = text.replace(from, to);
+        }
+        self.tree.write("deploy/shop.yaml", &text)
+    }
+
+    /// Commits and pushes `version`; gives the commit.
+    pub async fn release(&self, version: &str) -> Result<String> {
+        self.write(version)?;
+        let sha = self.tree.commit(&format!("web {version}")).await?;
+        self.tree.push().await?;
+        Ok(sha)
+    }
+
+    /// `git revert` and push, as a person stops a release; gives the commit.
+    pub async fn revert(&self, sha: &str) -> Result<String> {
+        let sha = self.tree.revert(sha).await?;
+        self.tree.push().await?;
+        Ok(sha)
+    }
+
+    /// The first version, up to Ready.
+    pub async fn first(&self, version: &str) -> Result<String> {
+        let sha = self.release(version).await?;
+        self.phase("Ready", Duration::from_secs(60)).await?;
+        Ok(sha)
+    }
+
+    /// Constant traffic through the Gateway.
+    pub async fn traffic(&self) -> Result<Traffic> {
+        let target: SocketAddr = self.world.cluster.gateway_address().parse()?;
+        wait_for("the Gateway to answer for the shop", Duration::from_secs(30), async || {
+            let answer = reqwest::Client::builder()
+                .no_proxy()
+                .resolve(&self.host, target)
+                .timeout(Duration::from_secs(2))
+                .build()?
+                .get(format!("http://{}:{}/", self.host, target.port()))
+                .send()
+                .await?;
+            if answer.status().is_success() { Ok(()) } else { Err(anyhow!("it answers {}", answer.status())) }
+        })
+        .await?;
+        Traffic::start(target, &self.host, self.world.requests)
+    }
+
+    /// The Rollout.
+    pub async fn rollout(&self) -> Result<Value> {
+        let rollouts = self.world.objects("sluice.dev", "v1alpha1", "Rollout", "rollouts", &self.namespace);
+        Ok(serde_json::to_value(rollouts.get("web").await?)?)
+    }
+
+    /// The route.
+    pub fn routes(&self) -> Api<DynamicObject> {
+        self.world.objects("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes", &self.namespace)
+    }
+
+    /// The canary's weight as the route says it.
+    pub async fn written_weight(&self) -> Result<i64> {
+        let route = self.routes().get("web").await?;
+        route.data.pointer("/spec/rules/0/backendRefs/1/weight").and_then(Value::as_i64).context("no weight")
+    }
+
+    /// Waits until the Rollout is in this phase for the present generation.
+    pub async fn phase(&self, phase: &str, bound: Duration) -> Result<Value> {
+        wait_for(&format!("phase {phase} of {}", self.namespace), bound, async || {
+            let rollout = self.rollout().await?;
+            let observed = rollout.pointer("/status/observedGeneration") == rollout.pointer("/metadata/generation");
+            if rollout["status"]["phase"] == phase && observed {
+                return Ok(rollout);
+            }
+            Err(anyhow!("it is {}: {}", rollout["status"]["phase"], rollout["status"]["message"]))
+        })
+        .await
+    }
+
+    /// Waits until the Rollout serves `version` for good.
+    pub async fn promoted(&self, version: &str, bound: Duration) -> Result<Value> {
+        let image = format!("{}:{version}", images::DEMO);
+        wait_for(&format!("{version} to be promoted in {}", self.namespace), bound, async || {
+            let rollout = self.rollout().await?;
+            let wanted = rollout.pointer("/spec/template/spec/containers/0/image").and_then(Value::as_str);
+            let status = &rollout["status"];
+            let stable = status["stableRevision"] == status["revision"] && status["phase"] == "Ready";
+            let observed = rollout.pointer("/status/observedGeneration") == rollout.pointer("/metadata/generation");
+            if wanted == Some(&image) && stable && observed {
+                return Ok(rollout);
+            }
+            Err(anyhow!("it wants {wanted:?} and is {}: {}", status["phase"], status["message"]))
+        })
+        .await
+    }
+
+    /// Waits until the Rollout has the canary at `weight` percent, accepted.
+    pub async fn weight(&self, weight: i64, bound: Duration) -> Result<Value> {
+        wait_for(&format!("{weight} % in {}", self.namespace), bound, async || {
+            let rollout = self.rollout().await?;
+            if rollout["status"]["weight"] == weight && rollout["status"]["release"].is_object() {
+                return Ok(rollout);
+            }
+            Err(anyhow!("it has {} % and is {}: {}", rollout["status"]["weight"], rollout["status"]["phase"], rollout["status"]["message"]))
+        })
+        .await
+    }
+
+    /// The log branch, oldest first.
+    pub async fn log(&self) -> Result<Vec<LogEntry>> {
+        let mut log = self.tree.log(LOG_BRANCH).await?;
+        log.reverse();
+        Ok(log)
+    }
+
+    /// The events in the log branch, oldest first, such as `Started`.
+    pub async fn events(&self) -> Result<Vec<String>> {
+        let log = self.log().await?;
+        Ok(log.iter().filter_map(|entry| entry.trailer("Rollout-Event").map(str::to_owned)).collect())
+    }
+
+    /// Waits until the log branch holds every transition, checks that none is missing or doubled, and gives it.
+    pub async fn recorded(&self, bound: Duration) -> Result<Vec<LogEntry>> {
+        let sequence = wait_for(&format!("the record of {}", self.namespace), bound, async || {
+            let rollout = self.rollout().await?;
+            let status = &rollout["status"];
+            let pending = status["pendingLog"].as_array().map_or(0, Vec::len);
+            if pending == 0 && status["sequence"] == status["recordedSequence"] {
+                return status["sequence"].as_i64().context("no sequence");
+            }
+            Err(anyhow!("{pending} transitions are not recorded yet"))
+        })
+        .await?;
+        let log = self.log().await?;
+        let uid = self.rollout().await?["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        let numbers: Vec<i64> = log
+            .iter()
+            .filter(|entry| entry.trailer("Rollout-Uid") == Some(&uid))
+            .filter_map(|entry| entry.trailer("Rollout-Seq")?.parse().ok())
+            .collect();
+        let expected: Vec<i64> = (1..=sequence).collect();
+        if numbers != expected {
+            bail!("the log of {} holds the numbers {numbers:?} instead of 1 to {sequence}", self.namespace);
+        }
+        Ok(log)
+    }
+
+    /// `kubectl rollout-status …` in this namespace, to its end.
+    pub async fn plugin(&self, arguments: &[&str]) -> Result<Output> {
+        self.world.plugin()?.args(arguments).args(["-n", &self.namespace]).within(Duration::from_secs(120)).output().await
+    }
+
+    /// Every kept measurement of this shop's AnalysisRuns: verdict and time.
+    pub async fn analysis_samples(&self) -> Result<Vec<(String, chrono::DateTime<chrono::Utc>)>> {
+        let runs = self.world.objects("sluice.dev", "v1alpha1", "AnalysisRun", "analysisruns", &self.namespace);
+        let runs = runs.list(&kube::api::ListParams::default()).await?;
+        let mut samples = Vec::new();
+        for run in runs.items {
+            let metrics = run.data.pointer("/status/metrics").and_then(Value::as_array).cloned().unwrap_or_default();
+            for measurement in metrics.iter().flat_map(|metric| metric["measurements"].as_array().into_iter().flatten()) {
+                let verdict = measurement["verdict"].as_str().unwrap_or_default().to_owned();
+                let at = measurement["at"].as_str().unwrap_or_default().parse()?;
+                samples.push((verdict, at));
+            }
+        }
+        Ok(samples)
+    }
+
+    /// Removes everything in the cluster; the repository stays.
+    pub async fn remove(&self) -> Result<()> {
+        self.world
+            .cluster
+            .kubectl()?
+            .args(["delete", "namespace", &self.namespace, "--wait=false"])
+            .ok()
+            .await?;
+        Ok(())
+    }
+}
+
+/// No request was lost by a transition.
+pub fn none_lost(traffic: &crate::traffic::Counts) -> Result<()> {
+    if traffic.lost == 0 {
+        return Ok(());
+    }
+    bail!("{} of {} requests were lost; the first: {:?}", traffic.lost, traffic.sent, traffic.first_lost)
+}
