@@ -30,7 +30,7 @@ use crate::cluster::lease::{LeaderElection, Leadership, LeaseConfig, LeaseError}
 use crate::cluster::objects::Key;
 use crate::cluster::watch::{Observer, watch};
 use crate::cluster::write::{Writer, request_look};
-use crate::git::{GitCache, GitError};
+use crate::git::{GitCache, GitError, check_executable};
 use crate::http::{Access, Limits, Readiness, ReadyHandle, Repositories, serve_health, serve_webhooks};
 use crate::telemetry::{Metrics, Shutdown};
 
@@ -96,6 +96,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     let gate = Arc::new(leadership.clone());
     let writer = Writer::new(client.clone(), Arc::clone(&index), gate.clone(), Arc::new(metrics.clone()));
     let cache = GitCache::new(args.cache_dir.clone())?;
+    tracing::info!(git = check_executable().await?, "the git executable");
     let applier = || Applier::new(client.clone(), gate.clone(), Arc::new(metrics.clone()));
     let analyses = AnalysisController::new(writer.clone(), applier(), args.namespace.clone(), metrics.clone());
     let observer = Arc::new(Wiring {

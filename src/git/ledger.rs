@@ -384,7 +384,9 @@ impl Ledger {
             let parts: Vec<&str> = path.trim_end_matches(".json").split('/').collect();
             match parts.as_slice() {
                 ["state", namespace, name] => {
-                    let state: StateFile = parse(path, &content)?;
+                    let mut state: StateFile = parse(path, &content)?;
+                    // Only for readers of the branch; here it would be most of the memory.
+                    state.status = Value::Null;
                     known.states.insert(((*namespace).to_owned(), (*name).to_owned()), state);
                 }
                 ["aborted", namespace, name, revision] => {
@@ -534,14 +536,13 @@ impl Known {
     }
 
     fn take(&mut self, key: &Key, rendered: &Rendered) {
-        self.states.insert(key.clone(), rendered.state.clone());
+        self.states.insert(key.clone(), StateFile { status: Value::Null, ..rendered.state.clone() });
         if let Some((revision, why)) = &rendered.denies {
             self.aborted.entry(key.clone()).or_default().insert(revision.clone(), why.clone());
         }
         if let (Some(revision), Some(revisions)) = (&rendered.lifts, self.aborted.get_mut(key)) {
             revisions.remove(revision);
         }
-        // Their objects are found when the ledger is read anew; here only the names matter.
     }
 }
 
