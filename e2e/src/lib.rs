@@ -16,3 +16,7 @@ pub fn crypto() {
     // It only fails when there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
+
+pub mod command;
+pub mod git_server;
+pub mod work_tree;
