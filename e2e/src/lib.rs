@@ -5,18 +5,16 @@
 
 pub mod cluster;
 pub mod command;
+pub mod git_server;
 pub mod images;
 pub mod progress;
 pub mod tools;
 pub mod traffic;
 pub mod wait;
+pub mod work_tree;
 
 /// Installs the one cryptography provider. Calling it again does nothing.
 pub fn crypto() {
     // It only fails when there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
-
-pub mod command;
-pub mod git_server;
-pub mod work_tree;

@@ -46,13 +46,7 @@ fn admitted(settings: &Settings, headers: &HeaderMap) -> bool {
     settings.authorization.as_ref().is_none_or(|wanted| given == Some(wanted.as_bytes()))
 }
 
-async fn exchange(
-    host: &Host,
-    name: &str,
-    service: &str,
-    settings: &Settings,
-    request: Request,
-) -> Result<Response> {
+async fn exchange(host: &Host, name: &str, service: &str, settings: &Settings, request: Request) -> Result<Response> {
     let told = settings.webhook.as_ref().filter(|_| service == "git-receive-pack");
     let before = if told.is_some() { refs(host, name).await? } else { String::new() };
     let response = parse(&run(host, request).await?.stdout)?;
