@@ -67,6 +67,10 @@ fn resolve(schemas: &Value, schema: &Value, depth: usize) -> anyhow::Result<Valu
             let mut value = resolve(schemas, property, depth + 1)?;
             if let (Some(value), Some(text)) = (value.as_object_mut(), property.get("description")) {
                 value.insert("description".to_owned(), first_sentence(text.as_str().unwrap_or_default()).into());
+                // Charts leave nulls behind, which a Deployment takes for absent fields.
+                if !is_required(&out, name) {
+                    value.insert("nullable".to_owned(), true.into());
+                }
             }
             resolved.insert(name.clone(), value);
         }
@@ -103,16 +107,23 @@ fn scalar(schema: &Value, choices: &[Value]) -> anyhow::Result<Value> {
 fn default_map_keys(schemas: &Value, list: &Value, items: &mut Value) -> anyhow::Result<()> {
     let Some(keys) = list.get("x-kubernetes-list-map-keys").and_then(Value::as_array) else { return Ok(()) };
     let name = list.get("items").and_then(reference).context("items of a map list without a reference")?;
+    let Some(items) = items.as_object_mut() else { bail!("items of {name} are no objects") };
     for key in keys.iter().filter_map(Value::as_str) {
-        let required = items.get("required").and_then(Value::as_array);
-        if required.is_some_and(|required| required.iter().any(|field| field == key)) {
+        if is_required(items, key) {
             continue;
         }
         let declared = schemas.get(name).and_then(|schema| schema.pointer(&format!("/properties/{key}/default")));
         let default = declared.with_context(|| format!("{name}.{key} is neither required nor has a default"))?;
-        items["properties"][key]["default"] = default.clone();
+        let property = items.get_mut("properties").and_then(|properties| properties.get_mut(key)?.as_object_mut());
+        let property = property.with_context(|| format!("{name} has no {key}"))?;
+        property.remove("nullable");
+        property.insert("default".to_owned(), default.clone());
     }
     Ok(())
+}
+
+fn is_required(object: &Map<String, Value>, field: &str) -> bool {
+    object.get("required").and_then(Value::as_array).is_some_and(|required| required.iter().any(|name| name == field))
 }
 
 /// The first sentence: enough for `kubectl explain`, and the definition stays small enough for any way of applying it.

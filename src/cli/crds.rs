@@ -144,7 +144,7 @@ fn finish(kind: &str, mut object: Value) -> Result<Value, CrdError> {
             serde_json::from_str(POD_TEMPLATE).map_err(|error| CrdError::Text(error.to_string()))?;
         own.insert("description".to_owned(), template.get("description").cloned().unwrap_or_default());
         *template = own.into();
-        bound_labels(template).ok_or_else(|| malformed("has a template without labels"))?;
+        fit_for_rules(template).ok_or_else(|| malformed("has a template without labels"))?;
     }
     Ok(object)
 }
@@ -173,8 +173,12 @@ fn tidy(schema: &mut Value) {
     fields.values_mut().for_each(tidy);
 }
 
-/// The API server weighs a rule by the longest input it may meet: labels need the bounds they have anyway.
-fn bound_labels(template: &mut Value) -> Option<()> {
+/// What the rules read of the template is never null, and has the bounds that it has anyway: the API server weighs
+/// a rule by the longest input it may meet.
+fn fit_for_rules(template: &mut Value) -> Option<()> {
+    for path in ["/properties/metadata", "/properties/spec", "/properties/metadata/properties/labels"] {
+        template.pointer_mut(path)?.as_object_mut()?.remove("nullable");
+    }
     let labels = template.pointer_mut("/properties/metadata/properties/labels")?.as_object_mut()?;
     labels.insert("maxProperties".to_owned(), json!(256));
     labels.get_mut("additionalProperties")?.as_object_mut()?.insert("maxLength".to_owned(), json!(63));
