@@ -39,7 +39,7 @@ use super::{Condition, Duration};
 pub struct DeployRepoSpec {
     /// Its address: `https://`, `http://` or `ssh://`, without user's password or token.
     #[schemars(length(min = 1, max = 2048))]
-    #[x_kube(validation = (r"self.matches(r'^(https?://[^/@?#\s]+|ssh://([^/@:?#\s]+@)?[^/@?#\s]+)(/[^?#\s]*)?$')", "must be https://, http:// or ssh://, without password, token, query or fragment; credentials belong into secretRef"))]
+    #[x_kube(validation = (r"self.matches(r'^(https?://[^/@?#\s]+|ssh://([^/@:?#\s]+@)?[^/@?#\s]+)/[^?#\s]+$')", "must be https://, http:// or ssh://, without password, token, query or fragment; credentials belong into secretRef"))]
     pub url: String,
     /// The branch people commit to.
     #[serde(default = "main_branch")]

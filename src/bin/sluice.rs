@@ -27,6 +27,8 @@ enum Command {
     Rehearse(cli::rehearse::Arguments),
     /// Print the custom resource definitions
     Crds(cli::crds::Arguments),
+    /// Ask an HTTP address until it answers well
+    Probe(cli::probe::Arguments),
     /// Print a completion script
     Completion {
         /// The shell it is for
@@ -69,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             cli::crds::run(&arguments, &mut io::stdout().lock())?;
             Ok(Exit::Reached)
         }
+        Command::Probe(arguments) => Ok(cli::probe::run(&arguments, &mut io::stdout().lock())?),
         Command::Plan(_) | Command::Rehearse(_) => {
             anyhow::bail!("not part of this build yet")
         }

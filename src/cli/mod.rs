@@ -10,6 +10,7 @@ pub mod declarations;
 pub mod exit;
 pub mod fetch;
 pub mod plan;
+pub mod probe;
 pub mod rehearse;
 pub mod rollout_status;
 pub mod terminal;

@@ -10,7 +10,7 @@ use crate::api;
 
 /// Longest answer that is read: its first line is all that counts.
 const ANSWER: u64 = 4096;
-/// Longest time for one attempt, and the time between two.
+/// Longest time for each wait of one attempt, and the time between two attempts.
 const ATTEMPT: Duration = Duration::from_secs(5);
 const BETWEEN: Duration = Duration::from_millis(500);
 
@@ -20,7 +20,7 @@ pub struct Arguments {
     /// The address, http:// only
     #[arg(value_name = "URL", value_parser = parse)]
     pub url: Target,
-    /// How long to go on asking
+    /// How long to go on asking; an attempt that has begun may take five seconds more
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub timeout: api::Duration,
 }
@@ -52,7 +52,7 @@ fn parse(url: &str) -> Result<Target, String> {
 pub fn run(arguments: &Arguments, out: &mut impl Write) -> io::Result<Exit> {
     let end = Instant::now() + arguments.timeout.std();
     loop {
-        let answer = ask(&arguments.url, end);
+        let answer = ask(&arguments.url);
         let left = end.saturating_duration_since(Instant::now());
         match answer {
             Ok((true, line)) => {
@@ -70,14 +70,12 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> io::Result<Exit> {
 }
 
 /// One attempt: whether the answer is a 2xx, and its first line.
-fn ask(target: &Target, end: Instant) -> io::Result<(bool, String)> {
-    // A timeout of zero is refused by the system.
-    let limit = end.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), ATTEMPT);
+fn ask(target: &Target) -> io::Result<(bool, String)> {
     let address = target.authority.to_socket_addrs()?.next();
     let address = address.ok_or_else(|| io::Error::other(format!("{} has no address", target.authority)))?;
-    let mut stream = TcpStream::connect_timeout(&address, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
+    let mut stream = TcpStream::connect_timeout(&address, ATTEMPT)?;
+    stream.set_read_timeout(Some(ATTEMPT))?;
+    stream.set_write_timeout(Some(ATTEMPT))?;
     let Target { authority, path } = target;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n")?;
     let mut bytes = Vec::new();
