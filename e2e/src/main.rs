@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
 use e2e::cluster::{Cluster, Options, stop_all, stop_ownerless};
-use e2e::progress::line;
+use e2e::progress::{heading, line, timed};
 use e2e::tools::Tools;
 use e2e::{cluster, images};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,6 +22,13 @@ struct Arguments {
 enum Task {
     /// Build the tools of a cluster, where they are not built yet
     Tools,
+    /// Print where a built tool is
+    Program {
+        /// The tool's name, as `helm`
+        name: String,
+    },
+    /// Build the operator's image into target/images/operator.tar
+    Image,
     /// Boot a cluster and keep it until `e2e down`
     Up,
     /// Take down every cluster that was kept or left behind
@@ -65,6 +72,14 @@ async fn perform(task: Task) -> Result<ExitCode> {
         Task::Tools => {
             tokio::task::spawn_blocking(Tools::ready).await??;
         }
+        Task::Program { name } => println!("{}", Tools::as_built()?.program(&name)?.display()),
+        Task::Image => {
+            let tools = tokio::task::spawn_blocking(Tools::ready).await??;
+            heading("operator's image");
+            let archive = timed("built", images::operator_archive(&tools, &binary("sluice")?)).await?;
+            let size = images::compressed_size(&archive).await?;
+            line(format_args!("{} ({}.{} MB compressed)", archive.display(), size / 1_000_000, size / 100_000 % 10));
+        }
         Task::Up => {
             let tools = tokio::task::spawn_blocking(Tools::ready).await??;
             let images = vec![images::demo_archive(&tools).await?];
@@ -82,6 +97,11 @@ async fn perform(task: Task) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A program of the project, built beside this one.
+fn binary(name: &str) -> Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name(name))
 }
 
 /// Returns when somebody wants the harness to end.

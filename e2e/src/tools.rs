@@ -102,6 +102,17 @@ impl Tools {
         Ok(Self { folders, cache })
     }
 
+    /// The tools as they were built before, without building or saying anything.
+    pub fn as_built() -> Result<Self> {
+        let cache = cache()?;
+        let mut folders = Vec::new();
+        for recipe in RECIPES.iter().chain([&KUBECTL]) {
+            folders.push(recipe.folder(&cache)?);
+        }
+        folders.retain(|folder| folder.is_dir());
+        Ok(Self { folders, cache })
+    }
+
     /// Where the program `name` is: among the built tools, else on `PATH`.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         self.built("bin", name)
@@ -136,7 +147,7 @@ impl Recipe {
     fn ready(&self, cache: &Path) -> Result<PathBuf> {
         let title = format!("{} {}", self.name, self.version);
         let pins = home().join(self.pins);
-        let folder = cache.join(format!("{}-{}", self.name, self.digest(&pins)?));
+        let folder = self.folder(cache)?;
         if folder.is_dir() {
             line(format_args!("{title:<22} ready"));
             return Ok(folder);
@@ -154,6 +165,10 @@ impl Recipe {
         fs::rename(&partial, &folder).with_context(|| format!("cannot keep {}", folder.display()))?;
         line(format_args!("{title:<22} built in {}", spoken(begun.elapsed())));
         Ok(folder)
+    }
+
+    fn folder(&self, cache: &Path) -> Result<PathBuf> {
+        Ok(cache.join(format!("{}-{}", self.name, self.digest(&home().join(self.pins))?)))
     }
 
     fn digest(&self, pins: &Path) -> Result<String> {

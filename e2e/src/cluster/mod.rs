@@ -8,7 +8,9 @@ mod targets;
 pub(crate) mod teardown;
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,10 +41,20 @@ pub struct Options {
     pub images: Vec<PathBuf>,
 }
 
-/// A running cluster. It ends with this value, unless it is kept.
+/// Where the parts of a cluster are reached, by pods and by this machine alike.
+#[derive(Debug, Clone)]
+struct Addresses {
+    gateway: SocketAddr,
+    prometheus: String,
+    host: IpAddr,
+}
+
+/// A running cluster. One that this value booted ends with it, unless it is kept.
 pub struct Cluster {
     slot: Option<Slot>,
-    layout: Layout,
+    /// None for somebody else's cluster.
+    layout: Option<Layout>,
+    addresses: Addresses,
     components: Vec<Component>,
     kubeconfig: PathBuf,
     client: Client,
@@ -104,6 +116,28 @@ impl Cluster {
         }
     }
 
+    /// Uses a cluster that is there already. What the harness cannot find out must be said by the environment:
+    /// `SLUICE_E2E_GATEWAY` (address and port of the Gateway), `SLUICE_E2E_PROMETHEUS` (its URL) and
+    /// `SLUICE_E2E_HOST` (an address of this machine that pods reach).
+    pub async fn connect(tools: &Tools, kubeconfig: &Path) -> Result<Self> {
+        let addresses = Addresses {
+            gateway: said("SLUICE_E2E_GATEWAY", "address and port of the Gateway")?,
+            prometheus: said("SLUICE_E2E_PROMETHEUS", "the URL of Prometheus")?,
+            host: said("SLUICE_E2E_HOST", "an address of this machine that pods reach")?,
+        };
+        let client = client_of(kubeconfig).await?;
+        client.apiserver_version().await.with_context(|| format!("the cluster of {}", kubeconfig.display()))?;
+        Ok(Self {
+            slot: None,
+            layout: None,
+            addresses,
+            components: Vec::new(),
+            kubeconfig: kubeconfig.to_owned(),
+            client,
+            tools: tools.clone(),
+        })
+    }
+
     async fn boot(layout: &Layout, tools: &Tools, options: Options) -> Result<Self> {
         let server = format!("https://{}:6443", layout.node_address());
         let certificates = timed("certificates, network", async {
@@ -127,7 +161,12 @@ impl Cluster {
         let client = client_of(&kubeconfig).await?;
         let cluster = Self {
             slot: None,
-            layout: layout.clone(),
+            layout: Some(layout.clone()),
+            addresses: Addresses {
+                gateway: (layout.node_address(), 8080).into(),
+                prometheus: format!("http://{}:9090", layout.node_address()),
+                host: layout.host_address().into(),
+            },
             components: components.clone(),
             kubeconfig,
             client,
@@ -177,11 +216,12 @@ impl Cluster {
         self.kubectl()?.args(["apply", "--server-side", "-f"]).arg(&definitions).ok().await?;
         self.kubectl()?.args(["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"]).ok().await?;
         self.kubectl()?.args(["apply", "-f", "-"]).input(configuration::gateway_manifest()).ok().await?;
-        let bootstrap = self.layout.dir().join("gateway/envoy.json");
+        let dir = self.own()?.dir();
+        let bootstrap = dir.join("gateway/envoy.json");
         Command::new(self.tools.program("contour")?)
             .args(["bootstrap".as_ref(), bootstrap.as_os_str()])
             .args(["--xds-address=127.0.0.1", "--xds-port=8001", "--xds-resource-version=v3"])
-            .arg(format!("--admin-address={}", self.layout.dir().join("gateway/admin.sock").display()))
+            .arg(format!("--admin-address={}", dir.join("gateway/admin.sock").display()))
             .ok()
             .await?;
         self.component("contour")?.start().await?;
@@ -225,27 +265,53 @@ impl Cluster {
         Ok(Command::new(self.tools.program("kubectl")?).env("KUBECONFIG", &self.kubeconfig))
     }
 
-    /// Where the cluster lives on this machine.
-    #[must_use]
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
     /// Where the Gateway listens, as `address:port`. Envoy opens the port with the first route, not before.
     #[must_use]
     pub fn gateway_address(&self) -> String {
-        format!("{}:8080", self.layout.node_address())
+        self.addresses.gateway.to_string()
     }
 
     /// Where Prometheus answers, from inside the cluster and from this machine.
     #[must_use]
     pub fn prometheus_address(&self) -> String {
-        format!("http://{}:9090", self.layout.node_address())
+        self.addresses.prometheus.clone()
+    }
+
+    /// This machine, as pods see it.
+    #[must_use]
+    pub fn host_address(&self) -> IpAddr {
+        self.addresses.host
+    }
+
+    /// Whether it was booted here, so that its components can be broken and images brought to it.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.layout.is_some()
+    }
+
+    fn own(&self) -> Result<&Layout> {
+        self.layout.as_ref().ok_or_else(|| anyhow!("this cluster was not booted by the harness"))
+    }
+
+    /// Lets every component that is paused go on and starts every one that is not running: what a test broke and
+    /// did not mend must not fail the next one.
+    pub async fn mend(&self) -> Result<()> {
+        for component in &self.components {
+            if component.pid().is_some() {
+                component.resume()?;
+            } else {
+                component.launch()?;
+            }
+        }
+        for component in &self.components {
+            component.serving().await?;
+        }
+        Ok(())
     }
 
     /// Brings an image archive to the node.
     pub async fn import(&self, archive: &Path) -> Result<()> {
-        let socket = self.layout.dir().join("containerd/c.sock");
+        let socket = self.own()?.dir().join("containerd/c.sock");
         Command::new("ctr")
             .arg("-a")
             .arg(&socket)
@@ -259,7 +325,10 @@ impl Cluster {
 
     /// Copies the logs of every component and a picture of the cluster to `target/e2e-logs/<name>`.
     pub async fn save_logs(&self, name: &str) -> Result<PathBuf> {
-        let folder = save_logs(&self.layout, name)?;
+        let folder = match &self.layout {
+            Some(layout) => save_logs(layout, name)?,
+            None => fresh_folder(name)?,
+        };
         let pictures: [(&str, &[&str]); 4] = [
             ("events.txt", &["get", "events", "-A", "--sort-by=.lastTimestamp"]),
             ("pods.txt", &["get", "pods", "-A", "-o", "wide"]),
@@ -277,14 +346,17 @@ impl Cluster {
             };
             fs::write(folder.join(file), text)?;
         }
-        copy(&self.layout.dir().join("kubelet-logs"), &folder.join("pods"))?;
+        if let Some(layout) = &self.layout {
+            copy(&layout.dir().join("kubelet-logs"), &folder.join("pods"))?;
+        }
         Ok(folder)
     }
 
     /// Leaves the cluster running when this value ends; [`stop_ownerless`] takes it down.
     pub fn keep(mut self) -> Result<()> {
-        fs::write(self.layout.kept(), "")?;
-        forget(&self.layout);
+        let layout = self.own()?;
+        fs::write(layout.kept(), "")?;
+        forget(layout);
         self.slot = None;
         Ok(())
     }
@@ -295,12 +367,12 @@ impl Cluster {
     }
 
     fn end(&mut self) -> Result<()> {
-        if self.slot.is_none() {
-            return Ok(());
-        }
-        forget(&self.layout);
-        let result = teardown::clean(&self.layout);
-        self.slot = None;
+        // Kept, ended before, or somebody else's.
+        let (Some(slot), Some(layout)) = (self.slot.take(), &self.layout) else { return Ok(()) };
+        forget(layout);
+        let result = teardown::clean(layout);
+        // Only now may the place be taken again.
+        drop(slot);
         result
     }
 }
@@ -308,9 +380,15 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
-            eprintln!("cannot take down the cluster in {}: {error:#}", self.layout.dir().display());
+            eprintln!("cannot take down a cluster: {error:#}");
         }
     }
+}
+
+/// A setting that the environment must hold.
+fn said<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str, what: &str) -> Result<T> {
+    let value = std::env::var(name).map_err(|_| anyhow!("with KUBECONFIG set, {name} must say {what}"))?;
+    value.parse().with_context(|| format!("{name}={value}: not {what}"))
 }
 
 fn forget(layout: &Layout) {
@@ -332,11 +410,16 @@ pub async fn client_of(kubeconfig: &Path) -> Result<Client> {
 }
 
 fn save_logs(layout: &Layout, name: &str) -> Result<PathBuf> {
+    let folder = fresh_folder(name)?;
+    copy(&layout.dir().join("logs"), &folder)?;
+    Ok(folder)
+}
+
+fn fresh_folder(name: &str) -> Result<PathBuf> {
     let folder = project().join("target/e2e-logs").join(name);
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
-    copy(&layout.dir().join("logs"), &folder)?;
     fs::create_dir_all(&folder)?;
     Ok(folder)
 }

@@ -9,8 +9,11 @@ use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client};
 use serde_json::{Map, Value, json};
 
+/// The operator's label on pods.
+const REVISION: &str = "sluice.dev/revision";
+
 /// Writes the pods with the annotation `prometheus.io/scrape: "true"` to `file`, for as long as it runs. Every label
-/// of a pod becomes a label of its samples, beside `namespace` and `pod`.
+/// of a pod becomes a label of its samples, beside `namespace`, `pod` and `revision`.
 pub async fn write_targets(client: Client, file: &Path) -> Result<()> {
     write(file, &[])?;
     let (reader, writer) = reflector::store();
@@ -54,6 +57,12 @@ fn target(pod: &Pod) -> Option<Value> {
         let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         labels.insert(name, json!(value));
     }
+    // The short name that queries use.
+    if let Some(revision) =
+        pod.metadata.labels.iter().flatten().find(|(name, _)| *name == REVISION).map(|(_, value)| value)
+    {
+        labels.insert("revision".to_owned(), json!(revision));
+    }
     labels.insert("namespace".to_owned(), json!(pod.metadata.namespace));
     labels.insert("pod".to_owned(), json!(pod.metadata.name));
     if let Some(path) = wanted("path") {
@@ -73,13 +82,16 @@ mod tests {
     #[test]
     fn a_pod_that_asks_for_it_is_scraped_with_its_labels() {
         let found = target(&pod(json!({
-            "metadata": {"name": "web-1", "namespace": "shop", "labels": {"app.kubernetes.io/name": "web"},
+            "metadata": {"name": "web-1", "namespace": "shop", "labels": {"app.kubernetes.io/name": "web", REVISION: "abc"},
                          "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "9000"}},
             "status": {"phase": "Running", "podIP": "10.0.0.7"},
         })))
         .unwrap();
         assert_eq!(found["targets"], json!(["10.0.0.7:9000"]));
-        assert_eq!(found["labels"], json!({"app_kubernetes_io_name": "web", "namespace": "shop", "pod": "web-1"}));
+        assert_eq!(
+            found["labels"],
+            json!({"app_kubernetes_io_name": "web", "sluice_dev_revision": "abc", "revision": "abc", "namespace": "shop", "pod": "web-1"})
+        );
     }
 
     #[test]
