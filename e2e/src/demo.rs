@@ -104,7 +104,10 @@ async fn story(world: &World) -> Result<Value> {
     for (version, count) in &counts.versions {
         line(format_args!("{version:>6}  {count}"));
     }
-    line(format_args!("{} sent, {} of them answered with an error on purpose by v3, {} lost", counts.sent, counts.deliberate_errors, counts.lost));
+    line(format_args!(
+        "{} sent, {} of them answered with an error on purpose by v3, {} lost",
+        counts.sent, counts.deliberate_errors, counts.lost
+    ));
     none_lost(&counts)?;
     ensure!(counts.versions.contains_key("v4"), "v4 was seen by clients before it was stopped: {:?}", counts.versions);
     let transitions: Vec<Value> = log

@@ -5,13 +5,16 @@
 
 pub mod cluster;
 pub mod command;
+pub mod demo;
 pub mod git_server;
 pub mod images;
 pub mod progress;
+pub mod stories;
 pub mod tools;
 pub mod traffic;
 pub mod wait;
 pub mod work_tree;
+pub mod world;
 
 /// Installs the one cryptography provider. Calling it again does nothing.
 pub fn crypto() {

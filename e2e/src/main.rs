@@ -8,7 +8,8 @@ use clap::{Parser, Subcommand};
 use e2e::cluster::{Cluster, Options, stop_all, stop_ownerless};
 use e2e::progress::{heading, line, timed};
 use e2e::tools::Tools;
-use e2e::{cluster, images};
+use e2e::world::World;
+use e2e::{cluster, demo, images, stories};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -29,6 +30,17 @@ enum Task {
     },
     /// Build the operator's image into target/images/operator.tar
     Image,
+    /// The whole story, once, with what a person would see
+    Demo {
+        /// Leave the cluster running
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run the stories
+    Test {
+        /// Only those whose name contains one of these words
+        words: Vec<String>,
+    },
     /// Boot a cluster and keep it until `e2e down`
     Up,
     /// Take down every cluster that was kept or left behind
@@ -79,6 +91,18 @@ async fn perform(task: Task) -> Result<ExitCode> {
             let archive = timed("built", images::operator_archive(&tools, &binary("sluice")?)).await?;
             let size = images::compressed_size(&archive).await?;
             line(format_args!("{} ({}.{} MB compressed)", archive.display(), size / 1_000_000, size / 100_000 % 10));
+        }
+        Task::Demo { keep } => demo::run(keep).await?,
+        Task::Test { words } => {
+            let chosen = stories::select(&words)?;
+            let tools = tokio::task::spawn_blocking(Tools::ready).await??;
+            let world = World::start(&tools).await?;
+            let tally = stories::run(&world, &chosen).await?;
+            drop(world);
+            println!("\n{}", tally.closing_line());
+            if !tally.failed.is_empty() {
+                return Ok(ExitCode::FAILURE);
+            }
         }
         Task::Up => {
             let tools = tokio::task::spawn_blocking(Tools::ready).await??;

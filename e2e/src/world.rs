@@ -1,6 +1,6 @@
 //! What every story has: a cluster with the operator installed by its chart, a git server, and a shop of its own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -53,8 +53,7 @@ impl World {
             timed("image of the operator", images::operator_archive(tools, &binaries.join("sluice"))).await?;
         let cluster = Cluster::start(tools, Options { images: vec![demo, operator] }).await?;
         let folder = tempfile::tempdir()?;
-        let address = IpAddr::V4(cluster.layout().host_address());
-        let git = GitServer::start(folder.path().join("git"), address).await?;
+        let git = GitServer::start(folder.path().join("git"), cluster.host_address()).await?;
         let world = Self {
             cluster,
             git: Mutex::new(git),
@@ -70,23 +69,28 @@ impl World {
 
     async fn install(&self) -> Result<()> {
         let (repository, tag) = images::OPERATOR.rsplit_once(':').context("the image has no tag")?;
-        let host = self.cluster.layout().host_address();
-        let node = self.cluster.layout().node_address();
         self.helm()?
             .args(["upgrade", "--install", "sluice"])
             .arg(project().join("charts/sluice"))
             .args(["--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s"])
             .args(["--set", &format!("image.repository={repository}"), "--set", &format!("image.tag={tag}")])
             .args(["--set", "image.pullPolicy=Never", "--set", &format!("clusterName={CLUSTER_NAME}")])
+            .args(["--set", "sync.enabled=true"])
             .within(Duration::from_secs(150))
             .ok()
             .await
-            .with_context(|| format!("the chart on {node}, with the git server on {host}"))?;
+            .context("cannot install the chart")?;
         let provider = json!({
             "apiVersion": "sluice.dev/v1alpha1", "kind": "ClusterMetricProvider", "metadata": {"name": "prometheus"},
             "spec": {"prometheus": {"address": self.cluster.prometheus_address(), "timeout": "3s"}}
         });
         self.apply(&provider.to_string()).await
+    }
+
+    /// Starts again what a story left broken.
+    pub async fn mend(&self) -> Result<()> {
+        self.git.lock().await.start_again().await?;
+        self.cluster.mend().await
     }
 
     /// `helm` for this cluster.
@@ -152,7 +156,8 @@ impl World {
             (url, webhook)
         };
         let tree = WorkTree::clone(&url, self.folder.path().join(&namespace)).await?;
-        let shop = Shop { world: self, host: format!("web.{namespace}.test"), namespace, tree, url, replaced: Vec::new() };
+        let shop =
+            Shop { world: self, host: format!("web.{namespace}.test"), namespace, tree, url, replaced: Vec::new() };
         tracing::debug!(webhook, "a shop");
         shop.declare_repository().await?;
         Ok(shop)
@@ -170,7 +175,7 @@ impl World {
 async fn binaries() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     Command::new(cargo)
-        .args(["build", "--quiet", "--profile", "image", "--package", "sluice", "--bins"])
+        .args(["build", "--quiet", "--profile", "image", "--workspace", "--bins"])
         .dir(project())
         .within(Duration::from_secs(1800))
         .ok()
@@ -321,7 +326,12 @@ impl Shop<'_> {
             if rollout["status"]["weight"] == weight && rollout["status"]["release"].is_object() {
                 return Ok(rollout);
             }
-            Err(anyhow!("it has {} % and is {}: {}", rollout["status"]["weight"], rollout["status"]["phase"], rollout["status"]["message"]))
+            Err(anyhow!(
+                "it has {} % and is {}: {}",
+                rollout["status"]["weight"],
+                rollout["status"]["phase"],
+                rollout["status"]["message"]
+            ))
         })
         .await
     }
@@ -367,7 +377,13 @@ impl Shop<'_> {
 
     /// `kubectl rollout-status …` in this namespace, to its end.
     pub async fn plugin(&self, arguments: &[&str]) -> Result<Output> {
-        self.world.plugin()?.args(arguments).args(["-n", &self.namespace]).within(Duration::from_secs(120)).output().await
+        self.world
+            .plugin()?
+            .args(arguments)
+            .args(["-n", &self.namespace])
+            .within(Duration::from_secs(120))
+            .output()
+            .await
     }
 
     /// Every kept measurement of this shop's AnalysisRuns: verdict and time.
@@ -377,7 +393,8 @@ impl Shop<'_> {
         let mut samples = Vec::new();
         for run in runs.items {
             let metrics = run.data.pointer("/status/metrics").and_then(Value::as_array).cloned().unwrap_or_default();
-            for measurement in metrics.iter().flat_map(|metric| metric["measurements"].as_array().into_iter().flatten()) {
+            for measurement in metrics.iter().flat_map(|metric| metric["measurements"].as_array().into_iter().flatten())
+            {
                 let verdict = measurement["verdict"].as_str().unwrap_or_default().to_owned();
                 let at = measurement["at"].as_str().unwrap_or_default().parse()?;
                 samples.push((verdict, at));
@@ -388,12 +405,7 @@ impl Shop<'_> {
 
     /// Removes everything in the cluster; the repository stays.
     pub async fn remove(&self) -> Result<()> {
-        self.world
-            .cluster
-            .kubectl()?
-            .args(["delete", "namespace", &self.namespace, "--wait=false"])
-            .ok()
-            .await?;
+        self.world.cluster.kubectl()?.args(["delete", "namespace", &self.namespace, "--wait=false"]).ok().await?;
         Ok(())
     }
 }

@@ -76,7 +76,11 @@ pub(super) async fn the_leader_is_killed_at_each_transition(world: &World) -> Re
         let rollout = wait_for("the next transition", Duration::from_secs(90), async || {
             let rollout = shop.rollout().await?;
             let sequence = rollout["status"]["sequence"].as_i64().unwrap_or_default();
-            if sequence > seen { Ok(rollout) } else { Err(anyhow!("{sequence} transitions: {}", rollout["status"]["message"])) }
+            if sequence > seen {
+                Ok(rollout)
+            } else {
+                Err(anyhow!("{sequence} transitions: {}", rollout["status"]["message"]))
+            }
         })
         .await?;
         seen = rollout["status"]["sequence"].as_i64().unwrap_or_default();
@@ -113,7 +117,11 @@ pub(super) async fn prometheus_is_away_for_two_minutes(world: &World) -> Result<
         // Watched the whole time: no step, no abort.
         while begun.elapsed() < Duration::from_secs(120) {
             let rollout = shop.rollout().await?;
-            ensure!(rollout["status"]["phase"] == "Holding", "without metrics it became {}", rollout["status"]["phase"]);
+            ensure!(
+                rollout["status"]["phase"] == "Holding",
+                "without metrics it became {}",
+                rollout["status"]["phase"]
+            );
             ensure!(rollout["status"]["release"]["stage"] == stage, "without metrics it took a step");
             tokio::time::sleep(Duration::from_millis(500)).await;
         }

@@ -30,8 +30,10 @@ pub(super) async fn a_revert_stops_a_release_half_way(world: &World) -> Result<(
     none_lost(&traffic.stop().await)?;
     let log = shop.recorded(Duration::from_secs(60)).await?;
     let abort = log.iter().find(|entry| entry.trailer("Rollout-Event") == Some("Aborted"));
-    ensure!(abort.is_some_and(|entry| entry.trailer("Rollout-Reason").is_some_and(|reason| reason.contains("Revert"))),
-        "the log names the revert: {abort:?}");
+    ensure!(
+        abort.is_some_and(|entry| entry.trailer("Rollout-Reason").is_some_and(|reason| reason.contains("Revert"))),
+        "the log names the revert: {abort:?}"
+    );
     shop.remove().await
 }
 
@@ -83,14 +85,21 @@ pub(super) async fn a_fresh_cluster_does_not_roll_out_what_was_aborted(world: &W
     .await?;
     shop.declare_repository().await?;
     let held = shop.phase("Aborted", WHOLE).await?;
-    ensure!(held["status"]["message"].as_str().is_some_and(|text| text.contains("was aborted before")),
-        "it says who was denied: {}", held["status"]["message"]);
+    ensure!(
+        held["status"]["message"].as_str().is_some_and(|text| text.contains("was aborted before")),
+        "it says who was denied: {}",
+        held["status"]["message"]
+    );
     let rollout = wait_for("the last good revision to serve", Duration::from_secs(60), async || {
         let rollout = shop.rollout().await?;
         if rollout["status"]["stableRevision"] == good { Ok(rollout) } else { Err(anyhow!("{}", rollout["status"])) }
     })
     .await?;
-    ensure!(rollout["status"]["phase"] == "Aborted", "git still asks for what was aborted: {}", rollout["status"]["phase"]);
+    ensure!(
+        rollout["status"]["phase"] == "Aborted",
+        "git still asks for what was aborted: {}",
+        rollout["status"]["phase"]
+    );
     let traffic = shop.traffic().await?;
     wait_for("answers", Duration::from_secs(20), async || {
         let counts = traffic.snapshot();
@@ -110,7 +119,8 @@ pub(super) async fn a_repository_that_cannot_be_read_says_so_and_recovers(world:
         wait_for(&format!("reason {reason}"), Duration::from_secs(60), async || {
             let repo = repos.get(REPO).await?;
             let conditions = repo.data.pointer("/status/conditions").cloned().unwrap_or_default();
-            let ready = conditions.as_array().into_iter().flatten().find(|condition| condition["type"] == "Ready").cloned();
+            let ready =
+                conditions.as_array().into_iter().flatten().find(|condition| condition["type"] == "Ready").cloned();
             let ready = ready.unwrap_or_default();
             let says = ready["message"].as_str().unwrap_or_default();
             if ready["reason"] == reason && says.contains(named) {

@@ -8,13 +8,14 @@ mod git;
 mod people;
 mod releases;
 
-use std::future::Future;
-use std::pin::Pin;
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 
-use crate::progress::{line, spoken};
+use crate::progress::{heading, line, spoken};
 use crate::world::World;
 
 /// One story.
@@ -22,12 +23,16 @@ pub struct Story {
     /// Its name, as a sentence.
     pub name: &'static str,
     bound: Duration,
-    run: for<'w> fn(&'w World) -> Pin<Box<dyn Future<Output = Result<()>> + 'w>>,
+    run: for<'w> fn(&'w World) -> LocalBoxFuture<'w, Result<()>>,
 }
 
 macro_rules! story {
     ($bound:expr, $module:ident :: $name:ident) => {
-        Story { name: stringify!($name), bound: Duration::from_secs($bound), run: |world| Box::pin($module::$name(world)) }
+        Story {
+            name: stringify!($name),
+            bound: Duration::from_secs($bound),
+            run: |world| Box::pin($module::$name(world)),
+        }
     };
 }
 
@@ -49,29 +54,96 @@ pub fn all() -> Vec<Story> {
     ]
 }
 
-/// Runs the stories whose name contains `filter`; goes on after a failure. Gives how many passed and failed.
-pub async fn run(world: &World, filter: &str) -> (usize, usize) {
-    let (mut passed, mut failed) = (0, 0);
-    for story in all().into_iter().filter(|story| story.name.contains(filter)) {
+/// How the stories ended.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Stories that ended well.
+    pub passed: usize,
+    /// The names of the others.
+    pub failed: Vec<&'static str>,
+}
+
+impl Tally {
+    /// The closing line, which is alone on its line.
+    #[must_use]
+    pub fn closing_line(&self) -> String {
+        format!("{} passed, {} failed", self.passed, self.failed.len())
+    }
+}
+
+/// The stories whose name contains one of the words; all of them when there are no words. A word that fits no story
+/// is an error: a run that tests nothing must not look like one that passed.
+pub fn select(words: &[String]) -> Result<Vec<Story>> {
+    let mut stories = all();
+    if let Some(word) = words.iter().find(|word| !stories.iter().any(|story| story.name.contains(word.as_str()))) {
+        let names: Vec<&str> = stories.iter().map(|story| story.name).collect();
+        return Err(anyhow!("no story's name contains {word}; there are\n  {}", names.join("\n  ")));
+    }
+    stories.retain(|story| words.is_empty() || words.iter().any(|word| story.name.contains(word.as_str())));
+    Ok(stories)
+}
+
+/// Runs stories in order and goes on after one that fails. Its logs are kept, and what it broke is mended.
+pub async fn run(world: &World, stories: &[Story]) -> Result<Tally> {
+    heading(&format!("stories: {}", stories.len()));
+    let mut tally = Tally::default();
+    for story in stories {
         let begun = Instant::now();
-        let result = match tokio::time::timeout(story.bound, (story.run)(world)).await {
-            Ok(result) => result,
-            Err(_) => Err(anyhow!("it did not end within {:?}", story.bound)),
-        };
-        match result {
+        match bounded(world, story).await {
             Ok(()) => {
-                passed += 1;
-                line(format_args!("ok      {} ({})", story.name, spoken(begun.elapsed())));
+                tally.passed += 1;
+                line(format_args!("ok      {}  ({})", story.name, spoken(begun.elapsed())));
             }
             Err(error) => {
-                failed += 1;
-                line(format_args!("FAILED  {} ({}): {error:#}", story.name, spoken(begun.elapsed())));
+                tally.failed.push(story.name);
+                line(format_args!("FAILED  {}  ({}): {error:#}", story.name, spoken(begun.elapsed())));
                 match world.cluster.save_logs(story.name).await {
                     Ok(folder) => line(format_args!("        its logs are in {}", folder.display())),
                     Err(error) => line(format_args!("        its logs could not be saved: {error:#}")),
                 }
             }
         }
+        world.mend().await?;
     }
-    (passed, failed)
+    Ok(tally)
+}
+
+async fn bounded(world: &World, story: &Story) -> Result<()> {
+    let run = AssertUnwindSafe((story.run)(world)).catch_unwind();
+    match tokio::time::timeout(story.bound, run).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(anyhow!("it panicked; the message is above")),
+        Err(_) => Err(anyhow!("it did not end within {}", spoken(story.bound))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stories_are_chosen_by_a_part_of_their_name() {
+        let names = |words: &[&str]| -> Result<Vec<&'static str>> {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            Ok(select(&words)?.iter().map(|story| story.name).collect())
+        };
+        assert_eq!(names(&[]).unwrap().len(), all().len());
+        assert_eq!(names(&["git_is_down"]).unwrap(), ["git_is_down_during_an_abort"]);
+        let error = names(&["typo"]).unwrap_err().to_string();
+        assert!(error.contains("typo") && error.contains("git_is_down"), "{error}");
+    }
+
+    #[test]
+    fn no_two_stories_have_the_same_name() {
+        let mut names: Vec<&str> = all().iter().map(|story| story.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all().len());
+    }
+
+    #[test]
+    fn the_closing_line_counts() {
+        let tally = Tally { passed: 2, failed: vec!["git_is_down"] };
+        assert_eq!(tally.closing_line(), "2 passed, 1 failed");
+    }
 }

@@ -20,12 +20,22 @@ pub(super) async fn people_pause_resume_abort_retry_and_promote(world: &World) -
 
     let said = async |arguments: &[&str]| -> Result<()> {
         let output = shop.plugin(arguments).await?;
-        ensure!(output.code == Some(0), "{arguments:?} ended with {:?}: {}{}", output.code, output.stdout, output.stderr);
+        ensure!(
+            output.code == Some(0),
+            "{arguments:?} ended with {:?}: {}{}",
+            output.code,
+            output.stdout,
+            output.stderr
+        );
         Ok(())
     };
     said(&["pause", "web", "--reason", "lunch"]).await?;
     let paused = shop.phase("Paused", STEP).await?;
-    ensure!(paused["status"]["message"].as_str().is_some_and(|text| text.contains("lunch")), "{}", paused["status"]["message"]);
+    ensure!(
+        paused["status"]["message"].as_str().is_some_and(|text| text.contains("lunch")),
+        "{}",
+        paused["status"]["message"]
+    );
     said(&["resume", "web"]).await?;
     shop.phase("Progressing", STEP).await?;
     said(&["abort", "web", "--reason", "it smells"]).await?;
@@ -39,7 +49,10 @@ pub(super) async fn people_pause_resume_abort_retry_and_promote(world: &World) -
     shop.promoted("v2", Duration::from_secs(90)).await?;
     none_lost(&traffic.stop().await)?;
     let log = shop.recorded(Duration::from_secs(60)).await?;
-    let actor = log.iter().find(|entry| entry.trailer("Rollout-Event") == Some("Aborted")).and_then(|entry| entry.trailer("Rollout-Actor"));
+    let actor = log
+        .iter()
+        .find(|entry| entry.trailer("Rollout-Event") == Some("Aborted"))
+        .and_then(|entry| entry.trailer("Rollout-Actor"));
     ensure!(actor.is_some_and(|actor| actor.contains("admin")), "the log names who aborted: {actor:?}");
     shop.remove().await
 }
