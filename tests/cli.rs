@@ -3,6 +3,9 @@
 //! The plugin talks to a small API server in this process that speaks as much of Kubernetes as it needs:
 //! lists, watches, one POST.
 
+// The helpers of a test may end it as the test itself may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -440,4 +443,210 @@ async fn where_there_is_nothing_to_say_nothing_is_written() {
         assert!(err.starts_with("error: "), "{verb}: {err}");
     }
     assert!(cluster.created.lock().unwrap().is_empty());
+}
+
+const MANIFESTS: &str = "\
+apiVersion: sluice.dev/v1alpha1
+kind: Rollout
+metadata: {name: web, namespace: shop}
+spec:
+  replicas: 4
+  selector: {matchLabels: {app: web}}
+  template: {metadata: {labels: {app: web}}, spec: {containers: [{name: web, image: 'registry.example/web:v2'}]}}
+  strategy:
+    canary:
+      stableService: web-stable
+      canaryService: web-canary
+      trafficRouting: {gatewayAPI: {httpRoutes: [{name: web}]}}
+      analysis: {templates: [{templateName: error-rate}]}
+      steps:
+      - setWeight: 20
+      - pause: {duration: 2m}
+      - setWeight: 50
+      - pause: {approvals: 1}
+---
+apiVersion: sluice.dev/v1alpha1
+kind: AnalysisTemplate
+metadata: {name: error-rate, namespace: shop}
+spec:
+  metrics:
+  - name: error-rate
+    interval: 10s
+    threshold: {max: 0.01}
+    provider: {prometheus: {name: main, query: 'sum(rate(errors[1m]))'}}
+";
+
+/// A directory with one file of manifests.
+fn manifests(text: &str) -> (TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("web.yaml");
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_string_lossy().into_owned();
+    (directory, file)
+}
+
+#[test]
+fn plan_tells_each_step_with_its_time() {
+    let (directory, file) = manifests(MANIFESTS);
+    let output = run(SLUICE, &["plan", "-f", &file]);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!((output.status.code(), err.as_str()), (Some(0), ""));
+    assert!(out.starts_with("shop/web   Canary   registry.example/web:v0 -> registry.example/web:v2\n"), "{out}");
+    let rows: Vec<Vec<&str>> = out
+        .lines()
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()))
+        .map(|line| line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    let labels: Vec<&str> = rows.iter().map(|row| row[1]).collect();
+    assert_eq!(labels, ["20 %", "pause 2m", "50 %", "pause for 1 approval", "promote"]);
+    assert_eq!(rows[0][3], "+0s");
+    assert!(out.contains("1 approval by a person"), "{out}");
+    assert!(out.contains("Assumed: HTTPRoute shop/web is not in the files; taken to exist and to fit.\n"), "{out}");
+    assert!(!out.contains("AnalysisTemplate shop/error-rate"), "it is in the file: {out}");
+
+    // A directory, and a program that reads it.
+    let output = run(SLUICE, &["plan", "-f", &directory.path().to_string_lossy(), "-o", "json"]);
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let steps = document["items"][0]["steps"].as_array().unwrap();
+    let pause = steps[1]["endsAfterSeconds"].as_i64().unwrap() - steps[1]["startsAfterSeconds"].as_i64().unwrap();
+    assert_eq!(pause, 120, "the pause of two minutes");
+    assert_eq!((steps.len(), &steps[3]["needsPerson"]), (5, &json!(true)));
+    assert!(document["items"][0]["endsAfterSeconds"].as_i64().unwrap() > 120);
+    assert_eq!(document["errors"], json!([]));
+}
+
+#[test]
+fn plan_names_document_and_field_of_every_fault() {
+    let wrong = MANIFESTS
+        .replace("- setWeight: 50", "- setWeight: 150")
+        .replace("name: web, namespace", "name: bad, namespace");
+    let (_directory, file) = manifests(&format!("{MANIFESTS}---\n{wrong}").replacen(
+        "error-rate, namespace: shop",
+        "other, namespace: shop",
+        1,
+    ));
+    let output = run(SLUICE, &["plan", "-f", &file]);
+    assert_eq!(output.status.code(), Some(1));
+    let err = text(&output.stderr);
+    assert_eq!(
+        err,
+        "error: web.yaml, document 3 (Rollout shop/bad): spec.strategy.canary.steps[2].setWeight: 150 is above 100\n"
+    );
+    assert!(text(&output.stdout).contains("shop/web   Canary"), "what makes sense is told all the same");
+
+    for (from, to, expected) in [
+        ("setWeight: 20", "setWieght: 20", "spec.strategy.canary.steps[0].setWieght: there is no such field"),
+        ("duration: 2m", "duration: soon", "spec.strategy.canary.steps[1].pause.duration: "),
+        ("stableService: web-stable", "stableService: web-canary", "spec.strategy.canary.canaryService: must differ"),
+        ("max: 0.01", "max: 0.01, mxa: 1", "spec.metrics[0].threshold.mxa: there is no such field"),
+        ("sluice.dev/v1alpha1\nkind: Rollout", "argoproj.io/v1alpha1\nkind: Rollout", "another project's Rollout"),
+        ("kind: Rollout", "kind: [", "document 1: "),
+        ("canary:", "blueGreen: {activeService: web}\n    canary:", "spec.strategy: name exactly one"),
+    ] {
+        let (_directory, file) = manifests(&MANIFESTS.replacen(from, to, 1));
+        let output = run(SLUICE, &["plan", "-f", &file]);
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{to}: {err}");
+        assert!(err.starts_with("error: web.yaml, document ") && err.contains(expected), "{to}: {err}");
+    }
+    let missing = run(SLUICE, &["plan", "-f", "/nonexistent/web.yaml"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).starts_with("error: /nonexistent/web.yaml: "));
+}
+
+/// The subjects of the commits in a repository's log branch, oldest first.
+fn subjects(repository: &Path) -> Vec<String> {
+    let output = Command::new("git")
+        .args(["-C", &repository.to_string_lossy(), "log", "--reverse", "--format=%s", "rollout-log/rehearsal"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+fn rehearsed(options: &[&str]) -> (Value, Vec<String>) {
+    let (directory, file) = manifests(MANIFESTS);
+    let ledger = directory.path().join("ledger");
+    let kept = ledger.to_string_lossy().into_owned();
+    let mut arguments = vec!["rehearse", "-f", file.as_str(), "--ledger", kept.as_str(), "-o", "json"];
+    arguments.extend(options);
+    let output = run(SLUICE, &arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let subjects = subjects(&ledger);
+    let commits: Vec<String> = document["log"]["commits"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .rev()
+        .map(|line| line.as_str().unwrap().split_once(' ').unwrap().1.to_owned())
+        .collect();
+    assert_eq!(commits, subjects, "what is printed is what is in the repository");
+    (document, subjects)
+}
+
+#[test]
+fn a_rehearsal_that_goes_well_is_promoted_and_recorded() {
+    let (document, subjects) = rehearsed(&[]);
+    assert_eq!(document["outcome"], "Promoted");
+    let expected = [
+        "shop/web: FirstDeploy 1/5 0%→0%",
+        "shop/web: Promoted 1/5 0%→100%",
+        "shop/web: Started 1/5 0%→20%",
+        "shop/web: StepCompleted 1/5 20%→20%",
+        "shop/web: StepCompleted 2/5 20%→50%",
+        "shop/web: Paused 4/5 50%→50%",
+        "shop/web: StepCompleted 4/5 50%→100%",
+        "shop/web: Promoted 5/5 100%→100%",
+    ];
+    let mut left = subjects.iter();
+    for subject in expected {
+        assert!(left.any(|line| line == subject), "{subject} in this order in {subjects:?}");
+    }
+    let lasted = document["lastedSeconds"].as_i64().unwrap();
+    assert!((120..600).contains(&lasted), "two minutes of pause and some: {lasted}");
+    let (slow, _) = rehearsed(&["--slow-pods", "4m"]);
+    let longer = slow["lastedSeconds"].as_i64().unwrap() - lasted;
+    assert!(longer >= 600, "three times new pods, each four minutes: {longer}");
+}
+
+#[test]
+fn a_rehearsal_with_bad_metrics_is_aborted_at_that_step() {
+    let (document, subjects) = rehearsed(&["--fail-at", "3"]);
+    assert_eq!(document["outcome"], "Aborted");
+    assert_eq!(subjects.last().map(String::as_str), Some("shop/web: Aborted 3/5 50%→0%"));
+    let events = document["events"].as_array().unwrap();
+    let abort = events.iter().find(|event| event["transition"] == "Aborted").unwrap();
+    assert_eq!((&abort["step"], &abort["weightTo"]), (&json!(3), &json!(0)));
+}
+
+#[test]
+fn a_rehearsal_without_data_holds_and_then_waits_for_a_person() {
+    let (document, subjects) = rehearsed(&["--no-data-at", "3"]);
+    assert_eq!(document["outcome"], "WaitsForPerson");
+    assert_eq!(subjects[subjects.len() - 2..], ["shop/web: Held 3/5 50%→50%", "shop/web: Paused 3/5 50%→50%"]);
+    assert!(!subjects.iter().any(|subject| subject.contains("Aborted") || subject.contains("5/5")), "{subjects:?}");
+}
+
+#[test]
+fn a_rehearsal_reads_as_a_story_and_leaves_nothing_behind() {
+    let (_directory, file) = manifests(MANIFESTS);
+    let output = run(SLUICE, &["rehearse", "-f", &file, "--fail-at", "2"]);
+    let out = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(out.contains("\n+0s      Started 1/5, 0 -> 20 %: "), "{out}");
+    assert!(out.contains("Aborted 2/5, 20 -> 0 %: "), "{out}");
+    assert!(out.contains("\nAborted, 0 % of traffic left on the new version: "), "{out}");
+    assert!(out.contains("$ git log --oneline rollout-log/rehearsal   (--ledger DIR keeps the repository)\n"), "{out}");
+    assert!(out.trim_end().ends_with("shop/web: FirstDeploy 1/5 0%→0%"), "{out}");
+    for (options, expected) in [
+        (&["--fail-at", "9"][..], "error: --fail-at: the Rollout has the steps 1 to 5\n"),
+        (&["--rollout", "api"], "error: the files declare no Rollout api; they declare shop/web\n"),
+        (&["--ledger", "/"], "error: --ledger: / is not empty\n"),
+    ] {
+        let mut arguments = vec!["rehearse", "-f", file.as_str()];
+        arguments.extend(options);
+        let output = run(SLUICE, &arguments);
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(1), expected));
+    }
 }

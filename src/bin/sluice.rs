@@ -72,8 +72,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             Ok(Exit::Reached)
         }
         Command::Probe(arguments) => Ok(cli::probe::run(&arguments, &mut io::stdout().lock())?),
-        Command::Plan(_) | Command::Rehearse(_) => {
-            anyhow::bail!("not part of this build yet")
-        }
+        Command::Plan(arguments) => Ok(cli::plan::run(&arguments)?),
+        Command::Rehearse(arguments) => Ok(cli::rehearse::run(&arguments)?),
     }
 }

@@ -701,6 +701,16 @@ impl LocalLedger {
         blocking(self.ledger.read())
     }
 
+    /// The commits of the branch as `git log --oneline` shows them, newest first.
+    pub fn log(&self) -> Result<Vec<String>> {
+        blocking(async {
+            let store = self.ledger.store.lock().await;
+            let head = format!("refs/heads/{}", self.ledger.branch);
+            let shown = store.git().call("reading the log", ["log", "--oneline", "--no-decorate", &head]).run().await?;
+            Ok(String::from_utf8_lossy(&shown).lines().map(str::to_owned).collect())
+        })
+    }
+
     /// The branch.
     pub fn branch(&self) -> &str {
         self.ledger.branch()

@@ -47,6 +47,9 @@ pub struct RehearsalEntry {
 /// No rehearsal lasts longer.
 const LONGEST: TimeDelta = TimeDelta::days(366);
 
+/// How long the old version serves before the new one comes.
+const REST: TimeDelta = TimeDelta::hours(1);
+
 /// Deploys `old`, then rolls `new` out, with the faults of `scenario`.
 pub fn rehearse(old: &RolloutSpec, new: &RolloutSpec, scenario: &Scenario, start: DateTime<Utc>) -> Rehearsal {
     rehearse_with(old, new, scenario, start, AfterHold::default())
@@ -63,6 +66,8 @@ pub fn rehearse_with(
     let mut run = Run { world: World::new(old.clone(), start), entries: Vec::new(), notes: Vec::new(), people: 0 };
     run.world.knobs.after_hold = after_hold;
     run.until_the_end(None);
+    // The old version has served for a while: what only follows its own start, such as a drain, is over.
+    run.world.advance_to(run.world.now + REST);
     if let Some(delay) = scenario.slow_pods {
         run.world.knobs.pod_ready_delay = delay.delta();
     }

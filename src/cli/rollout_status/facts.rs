@@ -17,6 +17,7 @@ use crate::cluster::observe::observe;
 use crate::engine::decide::decide;
 use crate::engine::plan::{Gate, Plan, plan};
 use crate::engine::{LedgerState, RevisionState, Snapshot, Turn};
+use crate::simulation::{StageState, Timeline, TimelineStage, forecast};
 
 /// A kind of objects that could not be read, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub struct Facts {
     pub runs: Vec<Arc<AnalysisRunObject>>,
     /// What the engine would do now, when everything it needs could be read.
     pub turn: Option<Turn>,
-    /// The stages of the release that is in flight, or was aborted and not replaced.
+    /// The stages of the plan; when everything needed could be read, with the engine's own forecast of them.
     pub timeline: Option<Timeline>,
     /// What could not be read.
     pub gaps: Vec<Gap>,
@@ -76,7 +77,10 @@ impl Facts {
         let asked = snapshot.as_ref().filter(|_| foreseeable);
         Some(Self {
             turn: asked.map(|snapshot| next_turn(snapshot, now)),
-            timeline: untimed(&rollout, &status, now),
+            timeline: match asked {
+                Some(snapshot) => Some(forecast(snapshot, now)),
+                None => untimed(&rollout, &status, now),
+            },
             revisions: snapshot.map(|snapshot| snapshot.revisions).unwrap_or_default(),
             runs: index.analysis_runs_of(key),
             rollout,
@@ -104,58 +108,14 @@ fn next_turn(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
     decide(&snapshot, now)
 }
 
-/// The stages of a release, and as much of their times as is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timeline {
-    /// When it was looked at.
-    pub now: DateTime<Utc>,
-    /// The stages, in order.
-    pub stages: Vec<TimelineStage>,
-    /// When the release is done at the earliest.
-    pub ends_at: Option<DateTime<Utc>>,
-    /// What stands in the way of an end that can be foretold.
-    pub blocked_on: Option<String>,
-}
-
-/// One stage.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TimelineStage {
-    /// From 1.
-    pub stage: i32,
-    /// In words.
-    pub label: String,
-    /// The canary's share in percent.
-    pub weight: i32,
-    /// What must hold before the next one.
-    pub gate: String,
-    /// Where it lies in time.
-    pub state: StageState,
-    /// When it began, or begins at the earliest.
-    pub starts_at: Option<DateTime<Utc>>,
-    /// When it ends at the earliest.
-    pub ends_at: Option<DateTime<Utc>>,
-    /// Only a person ends it.
-    pub needs_person: bool,
-}
-
-/// Where a stage lies in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StageState {
-    /// Behind.
-    Done,
-    /// Now.
-    Current,
-    /// Ahead.
-    Ahead,
-}
-
-/// The stages of the plan, with the one time that the status holds.
+/// The stages of the plan without a forecast: with the one time that the status holds.
 fn untimed(rollout: &RolloutObject, status: &RolloutStatus, now: DateTime<Utc>) -> Option<Timeline> {
     let release = status.release.as_ref().filter(|release| release.state != ReleaseState::FirstDeploy)?;
     let plan: Plan = plan(rollout.spec.as_ref().ok()?).ok()?;
-    let current = release.stage.saturating_add(1);
-    let stages = (1..).zip(&plan.stages).map(|(number, stage)| TimelineStage {
+    let current = release.stage;
+    let stages = (0..).zip(&plan.stages).map(|(number, stage)| TimelineStage {
         stage: number,
+        stages: plan.len(),
         label: stage.label.clone(),
         weight: stage.weight,
         gate: stage.gate.label(),

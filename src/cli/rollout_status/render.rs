@@ -146,11 +146,20 @@ fn next(view: &View) -> Option<String> {
         None if view.needs_person() => text.push_str(" once a person lets it go on"),
         None => {}
     }
+    let people: Vec<String> = view
+        .steps
+        .iter()
+        .filter(|step| step.needs_person && step.state == StepState::Ahead)
+        .map(|step| step.step.to_string())
+        .collect();
     match (next.ends_at, &next.blocked_on) {
-        (Some(end), _) if next.step.is_some() => {
+        (Some(end), None) if next.step.is_some() && people.is_empty() && next.at.is_some() => {
             text.push_str(&format!("; done at {} at the earliest", clock(end, view.looked_at)));
         }
-        (None, Some(blocked)) if next.at.is_some() => text.push_str(&format!("; then {blocked}")),
+        (_, None) if !people.is_empty() => {
+            text.push_str(&format!("; a person is needed in step {}", people.join(" and ")));
+        }
+        (_, Some(blocked)) if next.at.is_some() => text.push_str(&format!("; then {blocked}")),
         _ => {}
     }
     Some(text)

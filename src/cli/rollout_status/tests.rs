@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
-use super::facts::{Facts, Gap, StageState, Timeline, TimelineStage};
+use super::facts::{Facts, Gap};
 use super::render::{self, Columns};
 use super::until::{Until, Watchman};
 use super::verbs::{Verb, word};
@@ -17,6 +17,7 @@ use crate::cluster::kinds::Kind;
 use crate::cluster::objects::Key;
 use crate::engine::plan::plan;
 use crate::engine::{Turn, Wait, WaitOn};
+use crate::simulation::{StageState, Timeline, TimelineStage};
 
 fn at(text: &str) -> DateTime<Utc> {
     format!("2026-03-02T{text}Z").parse().unwrap()
@@ -167,17 +168,18 @@ impl World {
         if self.gaps.is_empty() {
             facts.turn =
                 self.wait.map(|(on, message, until)| Turn::Wait(Wait { until, on, message: message.to_owned() }));
-            let stage = facts.status.release.as_ref().map(|release| release.stage + 1);
+            let stage = facts.status.release.as_ref().map(|release| release.stage);
             facts.timeline = stage.map(|current| self.timeline(current));
         }
         facts
     }
 
     fn timeline(&self, current: i32) -> Timeline {
-        let stages = (1..).zip(&self.stages).map(|(number, (label, weight, needs_person))| {
+        let stages = (0..).zip(&self.stages).map(|(number, (label, weight, needs_person))| {
             let ahead = TimeDelta::seconds(i64::from(number - current) * 70);
             TimelineStage {
                 stage: number,
+                stages: 4,
                 label: (*label).to_owned(),
                 weight: *weight,
                 gate: String::new(),
@@ -195,7 +197,7 @@ impl World {
                 needs_person: *needs_person,
             }
         });
-        Timeline { now: now(), stages: stages.collect(), ends_at: None, blocked_on: Some("one approval".to_owned()) }
+        Timeline { now: now(), stages: stages.collect(), ends_at: Some(at("14:05:00")), blocked_on: None }
     }
 
     fn view(&self) -> View {
@@ -239,7 +241,7 @@ shop/web   Canary   Progressing
 What:     registry.example/web:v2 (stable: registry.example/web:v1), revision 0c0c7ed1f2, commit 1a2b3c4d5e
 Where:    step 2/4, 20 % of traffic routed to it
 Waiting:  pause of 2m, until 14:02:10Z (in 1m10s)
-Next:     step 3: 50 % at 14:02:10Z (in 1m10s); then one approval
+Next:     step 3: 50 % at 14:02:10Z (in 1m10s); a person is needed in step 4
 Stop:     git revert 1a2b3c4d5e   or: kubectl rollout-status abort web -n shop
 Log:      5 of 5 transitions recorded in git
 

@@ -5,12 +5,13 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::facts::{Facts, StageState};
+use super::facts::Facts;
 use crate::api::{
     AbortCause, AnalysisPhase, AnalysisRunSpec, AnalysisRunStatus, Condition, ConditionStatus, Conditions, Metric,
     MetricResult, Phase, PodTemplate, ReleaseState, Threshold, Verdict, names,
 };
 use crate::engine::{Effect, Turn, WaitOn};
+use crate::simulation::StageState;
 
 /// The version of the document that `-o json` prints.
 pub const API_VERSION: &str = "sluice.dev/v1alpha1";
@@ -159,7 +160,7 @@ pub struct Next {
     pub step: Option<i32>,
     /// In words.
     pub label: String,
-    /// When at the earliest.
+    /// When at the earliest; absent while a person is waited for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<DateTime<Utc>>,
     /// When the whole release is done at the earliest.
@@ -504,12 +505,13 @@ fn next(facts: &Facts, steps: &[Step]) -> Option<Next> {
     let timeline = facts.timeline.as_ref()?;
     facts.status.release.as_ref().filter(|release| release.state != ReleaseState::Aborted)?;
     let ahead = steps.iter().find(|step| step.state == StepState::Ahead);
+    let person = steps.iter().any(|step| step.state == StepState::Current && step.needs_person);
     Some(Next {
         step: ahead.map(|step| step.step),
         label: ahead.map_or_else(|| "the new version is stable".to_owned(), |step| step.label.clone()),
-        at: ahead.map_or(timeline.ends_at, |step| step.starts_at),
+        at: ahead.map_or(timeline.ends_at, |step| step.starts_at).filter(|_| !person),
         ends_at: timeline.ends_at,
-        blocked_on: timeline.blocked_on.clone(),
+        blocked_on: timeline.blocked_on.as_ref().map(|wait| wait.message.clone()),
     })
 }
 
@@ -541,31 +543,33 @@ pub fn short(commit: &str) -> &str {
 
 fn steps(facts: &Facts) -> Vec<Step> {
     let Some(timeline) = &facts.timeline else { return Vec::new() };
-    let aborted_in = facts
-        .status
-        .release
-        .as_ref()
-        .filter(|release| release.state == ReleaseState::Aborted)
-        .map(|release| release.stage.saturating_add(1));
+    let Some(release) = &facts.status.release else { return Vec::new() };
+    let aborted_in = (release.state == ReleaseState::Aborted).then_some(release.stage);
     timeline
         .stages
         .iter()
-        .map(|stage| Step {
-            step: stage.stage,
-            label: stage.label.clone(),
-            gate: stage.gate.clone(),
-            weight: stage.weight,
-            state: match (aborted_in, stage.state) {
-                (Some(step), _) if stage.stage < step => StepState::Done,
-                (Some(step), _) if stage.stage == step => StepState::Aborted,
+        .map(|stage| {
+            let state = match (aborted_in, stage.state) {
+                (Some(aborted), _) if stage.stage < aborted => StepState::Done,
+                (Some(aborted), _) if stage.stage == aborted => StepState::Aborted,
                 (Some(_), _) => StepState::NotReached,
                 (None, StageState::Done) => StepState::Done,
                 (None, StageState::Current) => StepState::Current,
                 (None, StageState::Ahead) => StepState::Ahead,
-            },
-            starts_at: stage.starts_at,
-            ends_at: stage.ends_at,
-            needs_person: stage.needs_person,
+            };
+            let foretold = matches!(state, StepState::Current | StepState::Ahead);
+            let began = release.stage_started_at.filter(|_| state == StepState::Aborted);
+            Step {
+                step: stage.stage.saturating_add(1),
+                label: stage.label.clone(),
+                gate: stage.gate.clone(),
+                weight: stage.weight,
+                state,
+                starts_at: stage.starts_at.filter(|_| foretold).or(began),
+                // Whoever is waited for comes when they come.
+                ends_at: stage.ends_at.filter(|_| foretold && !stage.needs_person),
+                needs_person: foretold && stage.needs_person,
+            }
         })
         .collect()
 }
