@@ -57,8 +57,8 @@ unit: ## Everything that needs no cluster: unit, property, architecture and CRD 
 	$(call phase,unit and property tests,cargo test --quiet --workspace)
 
 .PHONY: chart
-chart: ## Lint the chart and render it
-	$(call phase,chart,helm=$$($(E2E) program helm) && "$$helm" lint --strict charts/sluice && "$$helm" template sluice charts/sluice >/dev/null)
+chart: ## Render the chart, and test what it lets the operator do
+	$(call phase,chart,HELM=$$($(E2E) program helm) cargo test --quiet --test chart)
 
 .PHONY: stories
 stories: build ## The stories on a real cluster; STORY="word …" chooses some

@@ -85,7 +85,11 @@ seccompProfile: {type: RuntimeDefault}
   resources: [analysisruns]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [sluice.dev]
-  resources: [rollouts/status, analysisruns/status, metricproviders/status, deployrepos/status, interventions/status]
+  resources: [rollouts/status, analysisruns/status, deployrepos/status, interventions/status]
+  verbs: [patch]
+# A standby that gets a webhook stamps the DeployRepo, and the leader looks.
+- apiGroups: [sluice.dev]
+  resources: [deployrepos]
   verbs: [patch]
 # An owner reference that holds up the owner's deletion needs this where that is checked.
 - apiGroups: [sluice.dev]
