@@ -146,7 +146,8 @@ fn nobody_gets_more_than_is_named() {
     }
     // Named Secrets only, when they are named.
     let objects = render(&[r#"rbac.secretNames=["deploy-git"]"#]);
-    let secrets: Vec<_> = rules(&objects).into_iter().filter(|(_, rule)| rule["resources"] == json!(["secrets"])).collect();
+    let secrets: Vec<_> =
+        rules(&objects).into_iter().filter(|(_, rule)| rule["resources"] == json!(["secrets"])).collect();
     assert_eq!(secrets.len(), 1);
     assert_eq!(secrets[0].1["resourceNames"], json!(["deploy-git"]));
 }
@@ -351,7 +352,9 @@ fn nobody_speaks_in_another_name() {
     let policies = of_kind(&objects, "ValidatingAdmissionPolicy");
     let policy = policies
         .iter()
-        .find(|policy| policy.pointer("/spec/matchConstraints/resourceRules/0/resources") == Some(&json!(["interventions"])))
+        .find(|policy| {
+            policy.pointer("/spec/matchConstraints/resourceRules/0/resources") == Some(&json!(["interventions"]))
+        })
         .expect("a policy on interventions");
     assert_eq!(policy["spec"]["failurePolicy"], "Fail");
     assert_eq!(policy["spec"]["validations"][0]["expression"], "object.spec.actor == request.userInfo.username");
@@ -372,8 +375,10 @@ fn nobody_speaks_in_another_name() {
 fn the_image_is_named_by_tag_or_by_digest() {
     let image = |sets: &[&str]| {
         let objects = render(sets);
-        let images: BTreeSet<_> =
-            pod_specs(&objects).iter().map(|(_, spec)| spec["containers"][0]["image"].as_str().unwrap().to_owned()).collect();
+        let images: BTreeSet<_> = pod_specs(&objects)
+            .iter()
+            .map(|(_, spec)| spec["containers"][0]["image"].as_str().unwrap().to_owned())
+            .collect();
         images.into_iter().collect::<Vec<_>>().join(" and ")
     };
     assert_eq!(image(&[]), format!("sluice:{}", env!("CARGO_PKG_VERSION")));
@@ -418,7 +423,8 @@ fn helm_finds_nothing_to_complain_of() {
 
 #[test]
 fn every_value_is_described_by_the_schema() {
-    let values: Value = serde_saphyr::from_str(&fs::read_to_string(root("charts/sluice/values.yaml")).unwrap()).unwrap();
+    let values: Value =
+        serde_saphyr::from_str(&fs::read_to_string(root("charts/sluice/values.yaml")).unwrap()).unwrap();
     let schema: Value =
         serde_json::from_str(&fs::read_to_string(root("charts/sluice/values.schema.json")).unwrap()).unwrap();
     fn check(path: &str, value: &Value, schema: &Value) {
