@@ -77,7 +77,9 @@ fn ask(target: &Target) -> io::Result<(bool, String)> {
     stream.set_read_timeout(Some(ATTEMPT))?;
     stream.set_write_timeout(Some(ATTEMPT))?;
     let Target { authority, path } = target;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n")?;
+    // In one write: a server that answers after its first read must have read all of it.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     stream.take(ANSWER).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);

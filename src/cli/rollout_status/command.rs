@@ -15,7 +15,7 @@ use super::until::{End, Until, Watchman};
 use super::verbs::{Nothing, Verb, word};
 use super::view::{API_VERSION, View};
 use crate::api::{Duration, ReleaseState};
-use crate::cli::fetch::{self, Connection, FetchError, Lens};
+use crate::cli::fetch::{self, Client, Connection, FetchError, Lens};
 use crate::cli::terminal::{Line, Terminal, Tone};
 use crate::cli::{Exit, completion};
 use crate::cluster::kinds::Kind;
@@ -317,12 +317,7 @@ struct ViewList<'a> {
     items: &'a [View],
 }
 
-async fn show_many(
-    client: &kube::Client,
-    namespace: &str,
-    terminal: Terminal,
-    look: &Look,
-) -> Result<Exit, CommandError> {
+async fn show_many(client: &Client, namespace: &str, terminal: Terminal, look: &Look) -> Result<Exit, CommandError> {
     let namespace = (!look.all_namespaces).then_some(namespace);
     // The plain table needs nothing but the Rollouts.
     let brief = matches!(look.output, None | Some(Output::Name));
@@ -370,7 +365,7 @@ fn list(items: &[View]) -> ViewList<'_> {
 }
 
 async fn views(
-    client: &kube::Client,
+    client: &Client,
     lens: &Lens,
     namespace: Option<&str>,
     look: &Look,

@@ -15,6 +15,10 @@ pub fn detail(view: &View) -> Vec<Line> {
     let mut lines = vec![title(view)];
     lines.push(answer("What", Tone::Plain, what(view)));
     lines.push(answer("Where", Tone::Plain, position(view)));
+    if let Some(abort) = &view.abort {
+        let actor = abort.actor.as_ref().map(|actor| format!(" ({actor})")).unwrap_or_default();
+        lines.push(answer("Why", Tone::Bad, format!("{}{actor}", abort.message)));
+    }
     if let Some(text) = waiting(view) {
         let tone =
             if view.needs_person() || view.phase == Phase::Holding { Tone::Attention } else { phase(view.phase) };
@@ -179,9 +183,12 @@ fn record(view: &View) -> Option<String> {
 
 /// The steps as a timeline.
 pub fn steps(steps: &[Step], now: DateTime<Utc>) -> Vec<Line> {
+    // When a person comes is not foretold, and neither is what follows.
+    let person = steps.iter().find(|step| step.needs_person).map(|step| step.step);
     let rows: Vec<_> = steps
         .iter()
         .map(|step| {
+            let after = person.filter(|person| step.step > *person);
             let (mark, tone) = match step.state {
                 StepState::Done => ("done", Tone::Good),
                 StepState::Current => ("now", Tone::Strong),
@@ -194,7 +201,7 @@ pub fn steps(steps: &[Step], now: DateTime<Utc>) -> Vec<Line> {
                 (tone, mark.to_owned()),
                 (Tone::Plain, step.label.clone()),
                 (Tone::Plain, format!("{} %", step.weight)),
-                (Tone::Plain, times(step, now)),
+                (Tone::Plain, after.map_or_else(|| times(step, now), |person| format!("after step {person}"))),
             ]
         })
         .collect();

@@ -281,6 +281,22 @@ fn paused_for_an_approval() {
 }
 
 #[test]
+fn what_follows_a_person_has_no_time() {
+    let mut world = World::new();
+    world.stages.push(("promote", 100, false));
+    let text = world.text();
+    assert!(text.contains("4              one approval   50 %     14:03:20Z (in 2m20s), needs a person\n"), "{text}");
+    assert!(text.contains("5              promote        100 %    after step 4\n"), "{text}");
+}
+
+#[test]
+fn a_person_who_aborted_is_named() {
+    let world = aborted_by_verdict().with(json!({"release": {"abort": {
+        "cause": "Intervention", "message": "customers complain", "actor": "alice@example.com"}}}));
+    assert!(world.text().contains("Why:      customers complain (alice@example.com)\n"), "{}", world.text());
+}
+
+#[test]
 fn holding_for_metrics() {
     let mut world = World::new().with(json!({"phase": "Holding", "message": "no data for error-rate"}));
     world.wait = Some((WaitOn::Metrics, "metric error-rate has no data since 14:00:30Z", Some(at("14:10:30"))));
@@ -327,6 +343,7 @@ fn aborted_by_a_verdict_with_its_numbers() {
 shop/web   Canary   Aborted
 What:     registry.example/web:v2 (stable: registry.example/web:v1), revision REVISION_2, commit 1a2b3c4d5e
 Where:    aborted in step 2/4, 0 % of traffic routed to it
+Why:      metric error-rate: 0.031 is more than 0.01
 Waiting:  git still asks for what was aborted
 Mend:     git revert 1a2b3c4d5e   or: kubectl rollout-status retry web -n shop
 Log:      3 of 5 transitions recorded in git (PushFailed: no route to host)
@@ -452,7 +469,7 @@ fn the_document_is_a_contract() {
     assert_eq!(document["kind"], "RolloutStatusView");
     let mut fields: Vec<&str> = document.as_object().unwrap().keys().map(String::as_str).collect();
     fields.sort_unstable();
-    let expected = "analyses apiVersion conditions createdAt failedMetric generation kind lookedAt message name \
+    let expected = "abort analyses apiVersion conditions createdAt failedMetric generation kind lookedAt message name \
                     namespace observedGeneration phase record sides steps strategy uid waiting ways what where";
     assert_eq!(fields.join(" "), expected);
     assert_eq!(

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::facts::Facts;
 use crate::api::{
-    AbortCause, AnalysisPhase, AnalysisRunSpec, AnalysisRunStatus, Condition, ConditionStatus, Conditions, Metric,
-    MetricResult, Phase, PodTemplate, ReleaseState, Threshold, Verdict, names,
+    Abort, AbortCause, AnalysisPhase, AnalysisRunSpec, AnalysisRunStatus, Condition, ConditionStatus, Conditions,
+    Metric, MetricResult, Phase, PodTemplate, ReleaseState, Threshold, Verdict, names,
 };
 use crate::engine::{Effect, Turn, WaitOn};
 use crate::simulation::StageState;
@@ -51,6 +51,9 @@ pub struct View {
     /// How far it is.
     #[serde(rename = "where")]
     pub position: Position,
+    /// Why it was aborted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub abort: Option<Abort>,
     /// Why it waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
@@ -349,6 +352,7 @@ impl View {
             message: message(facts),
             what: what(facts),
             position: position(facts, &steps),
+            abort: status.release.as_ref().and_then(|release| release.abort.clone()),
             waiting: waiting(facts),
             next: next(facts, &steps),
             ways: ways(facts),
