@@ -18,6 +18,8 @@ use crate::api::{
 /// How many taken Interventions, and how many promoted revisions, are remembered.
 const REMEMBERED: usize = 20;
 const REMEMBERED_REVISIONS: usize = 10;
+/// How many transitions are kept of a Rollout that no DeployRepo records.
+const UNRECORDED: usize = 20;
 
 /// Decides what one turn does.
 pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
@@ -1344,6 +1346,11 @@ impl Decision<'_> {
             source_commit: self.snapshot.source_commit.clone(),
             analysis_runs: Vec::new(),
         });
+        if !self.snapshot.ledger.configured {
+            // Nobody records this Rollout: the newest are kept for people to read, and the status stays small.
+            let surplus = self.next.pending_log.len().saturating_sub(UNRECORDED);
+            self.next.pending_log.drain(..surplus);
+        }
     }
 
     fn evidence(&mut self, verdict: Option<String>, runs: Vec<String>) {

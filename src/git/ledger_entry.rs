@@ -142,7 +142,8 @@ impl LedgerEntry {
         let denied_path = format!("aborted/{place}/{}.json", component(&transition.revision_to));
         let (mut denies, mut lifts) = (None, None);
         match transition.event {
-            TransitionEvent::Aborted => {
+            // A revert says where to be, not that the revision is bad: asking for it again is consent.
+            TransitionEvent::Aborted if transition.reason != "Revert" => {
                 let denial = serde_json::json!({
                     "schema": SCHEMA,
                     "id": self.id(),
