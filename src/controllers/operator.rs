@@ -140,6 +140,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
             background.spawn(watch(client.clone(), Arc::clone(&index), kind, namespace, observer));
         }
     }
+    background.spawn(count_rollouts(Arc::clone(&index), metrics.clone()));
     background.spawn(follow_leadership(
         leadership.clone(),
         Arc::clone(&index),
@@ -245,6 +246,17 @@ fn now() -> DateTime<Utc> {
 
 async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, OperatorError> {
     TcpListener::bind(address).await.map_err(|source| OperatorError::Io { what: format!("port {address}"), source })
+}
+
+/// How many Rollouts there are in each phase, for the metrics: counted now and then, not at every change.
+async fn count_rollouts(index: Arc<Index>, metrics: Metrics) {
+    let mut tick = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        tick.tick().await;
+        let rollouts = index.rollouts();
+        metrics
+            .set_rollouts(rollouts.iter().map(|rollout| rollout.status.as_ref().map(|s| s.phase).unwrap_or_default()));
+    }
 }
 
 /// Whoever becomes the leader looks at everything once.

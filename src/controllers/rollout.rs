@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::LedgerView;
 use super::queue::{Failure, Outcome};
-use crate::api::{Condition, ConditionStatus, Conditions, Phase, RolloutStatus, TransitionEvent};
+use crate::api::{Condition, ConditionStatus, Conditions, Phase, ReleaseState, RolloutStatus, TransitionEvent};
 use crate::cluster::events::Events;
 use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
@@ -112,6 +112,7 @@ impl RolloutController {
     ) -> Result<(), WriteError> {
         self.writer.replace_status(&rollout.identity, status).await?;
         let key = rollout.identity.key();
+        self.measure(&snapshot.status, status, now);
         let mut urgent = false;
         let before = snapshot.status.sequence;
         for transition in status.pending_log.iter().filter(|transition| transition.sequence > before) {
@@ -129,6 +130,23 @@ impl RolloutController {
             self.answer(snapshot, status, uid, now).await;
         }
         Ok(())
+    }
+
+    /// How long the two moments took that people wait for: the first traffic on a new version, the last on a bad one.
+    fn measure(&self, before: &RolloutStatus, after: &RolloutStatus, now: DateTime<Utc>) {
+        let Some(release) = &after.release else { return };
+        let since = |at: Option<DateTime<Utc>>| at.and_then(|at| (now - at).to_std().ok());
+        match (before.weight.unwrap_or(0), after.weight.unwrap_or(0)) {
+            (0, 1..) if release.state == ReleaseState::Stepping => {
+                since(release.started_at).into_iter().for_each(|took| self.metrics.first_shift(took));
+            }
+            (1.., 0) if release.state == ReleaseState::Aborted => {
+                since(release.abort.as_ref().map(|abort| abort.at))
+                    .into_iter()
+                    .for_each(|took| self.metrics.abort_done(took));
+            }
+            _ => {}
+        }
     }
 
     /// Tells the person what became of their word. Best effort: the word itself is taken, and recorded.
