@@ -80,6 +80,12 @@ impl World {
             .ok()
             .await
             .context("cannot install the chart")?;
+        self.helm()?
+            .args(["test", "sluice", "--namespace", OPERATOR_NAMESPACE, "--timeout", "60s"])
+            .within(Duration::from_secs(90))
+            .ok()
+            .await
+            .context("helm test")?;
         let provider = json!({
             "apiVersion": "sluice.dev/v1alpha1", "kind": "ClusterMetricProvider", "metadata": {"name": "prometheus"},
             "spec": {"prometheus": {"address": self.cluster.prometheus_address(), "timeout": "3s"}}
