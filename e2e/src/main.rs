@@ -58,6 +58,8 @@ enum Task {
 #[tokio::main]
 async fn main() -> ExitCode {
     e2e::crypto();
+    let filter = std::env::var("E2E_LOG").unwrap_or_else(|_| "warn".to_owned());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     // A panic must not leave a cluster behind, whether it unwinds or not.
     let show = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
