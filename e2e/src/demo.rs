@@ -40,8 +40,13 @@ pub async fn run(keep: bool) -> Result<()> {
     line(serde_json::to_string_pretty(&figures)?);
     if keep {
         let kubeconfig = world.cluster.kubeconfig().to_owned();
-        world.cluster.keep()?;
-        line(format_args!("the cluster is kept: export KUBECONFIG={}; `make demo-down` ends it", kubeconfig.display()));
+        let gateway = world.cluster.gateway_address();
+        let git = world.git.lock().await.address();
+        world.keep().await?;
+        heading("kept, until `make demo-down`");
+        line(format_args!("export KUBECONFIG={}", kubeconfig.display()));
+        line(format_args!("git clone http://{git}/shop-0.git"));
+        line(format_args!("curl -H 'Host: web.shop-0.test' http://{gateway}/"));
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use axum::Router;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -47,7 +48,7 @@ struct Host {
 }
 
 /// What was configured for one repository.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 struct Settings {
     /// The only `Authorization` header that is let in.
     authorization: Option<String>,
@@ -55,7 +56,7 @@ struct Settings {
 }
 
 /// Whom to tell about a push.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Webhook {
     url: String,
     token: Option<String>,
@@ -64,6 +65,24 @@ struct Webhook {
 impl GitServer {
     /// Serves the repositories below `root` on a free port of `address`.
     pub async fn start(root: PathBuf, address: IpAddr) -> Result<Self> {
+        Self::serve(root, SocketAddr::new(address, 0), HashMap::new()).await
+    }
+
+    /// Goes on where another server, in another process, ended after [`GitServer::save`].
+    pub async fn restore(root: PathBuf, address: SocketAddr, file: &Path) -> Result<Self> {
+        let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        Self::serve(root, address, serde_json::from_slice(&text).with_context(|| file.display().to_string())?).await
+    }
+
+    /// Writes passwords and webhooks to a file that only its owner can read.
+    pub fn save(&self, file: &Path) -> Result<()> {
+        let text = serde_json::to_vec(&*self.host.settings())?;
+        fs::write(file, []).with_context(|| format!("cannot write {}", file.display()))?;
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600))?;
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    async fn serve(root: PathBuf, address: SocketAddr, settings: HashMap<String, Settings>) -> Result<Self> {
         crate::crypto();
         fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
         let client = reqwest::Client::builder()
@@ -71,8 +90,8 @@ impl GitServer {
             .timeout(Duration::from_secs(10))
             .build()
             .context("cannot make a client for the webhooks")?;
-        let host = Arc::new(Host { root, client, settings: Mutex::default() });
-        let mut server = Self { address: SocketAddr::new(address, 0), host, serving: None };
+        let host = Arc::new(Host { root, client, settings: Mutex::new(settings) });
+        let mut server = Self { address, host, serving: None };
         server.start_again().await?;
         Ok(server)
     }

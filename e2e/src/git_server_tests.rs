@@ -176,3 +176,22 @@ async fn names_that_lead_elsewhere_are_refused() {
     server.create("shop").await.unwrap();
     assert!(server.create("shop").await.is_err(), "twice");
 }
+
+#[tokio::test]
+async fn another_process_goes_on_with_the_same_repositories_and_passwords() {
+    let (scratch, mut server) = host().await;
+    let url = server.create("shop").await.unwrap();
+    let (_, sha) = pushed(&scratch, &url, "one").await;
+    server.require_password("shop", "robot", "secret");
+    let file = scratch.path().join("settings.json");
+    server.save(&file).unwrap();
+    let address = server.address();
+    server.stop().await;
+
+    let restored = GitServer::restore(scratch.path().join("host"), address, &file).await.unwrap();
+    assert_eq!(restored.url("shop"), url);
+    let with = url.replace("http://", "http://robot:secret@");
+    let again = WorkTree::clone(&with, scratch.path().join("two")).await.unwrap();
+    assert_eq!(again.head().await.unwrap(), sha);
+    assert!(WorkTree::clone(&url, scratch.path().join("three")).await.is_err(), "the password is still asked for");
+}

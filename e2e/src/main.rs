@@ -1,11 +1,13 @@
 //! `e2e`: builds the tools, boots clusters, runs the demo and the stories.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
 use e2e::cluster::{Cluster, Options, stop_all, stop_ownerless};
+use e2e::git_server::GitServer;
 use e2e::progress::{heading, line, timed};
 use e2e::tools::Tools;
 use e2e::world::World;
@@ -52,6 +54,16 @@ enum Task {
         kubeconfig: PathBuf,
         #[arg(long)]
         file: PathBuf,
+    },
+    /// Serve repositories, for a cluster that was kept
+    #[command(hide = true)]
+    GitServer {
+        #[arg(long)]
+        root: PathBuf,
+        #[arg(long)]
+        address: SocketAddr,
+        #[arg(long)]
+        settings: PathBuf,
     },
 }
 
@@ -117,6 +129,10 @@ async fn perform(task: Task) -> Result<ExitCode> {
         Task::Down => {
             let count = tokio::task::spawn_blocking(stop_ownerless).await??;
             line(format_args!("clusters taken down: {count}"));
+        }
+        Task::GitServer { root, address, settings } => {
+            let _server = GitServer::restore(root, address, &settings).await?;
+            std::future::pending::<()>().await;
         }
         Task::Targets { kubeconfig, file } => {
             cluster::write_targets(cluster::client_of(&kubeconfig).await?, &file).await?;

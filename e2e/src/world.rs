@@ -1,7 +1,7 @@
 //! What every story has: a cluster with the operator installed by its chart, a git server, and a shop of its own.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{Cluster, Component, Options, Ready};
 use crate::command::{Command, Output};
 use crate::git_server::GitServer;
 use crate::images;
@@ -39,6 +39,7 @@ pub struct World {
     /// Where the tools are.
     pub tools: Tools,
     folder: tempfile::TempDir,
+    repositories: PathBuf,
     binaries: PathBuf,
     shops: AtomicU32,
     requests: u32,
@@ -53,12 +54,14 @@ impl World {
             timed("image of the operator", images::operator_archive(tools, &binaries.join("sluice"))).await?;
         let cluster = Cluster::start(tools, Options { images: vec![demo, operator] }).await?;
         let folder = tempfile::tempdir()?;
-        let git = GitServer::start(folder.path().join("git"), cluster.host_address()).await?;
+        let repositories = cluster.dir().unwrap_or_else(|| folder.path().to_owned()).join("git");
+        let git = GitServer::start(repositories.clone(), cluster.host_address()).await?;
         let world = Self {
             cluster,
             git: Mutex::new(git),
             tools: tools.clone(),
             folder,
+            repositories,
             binaries,
             shops: AtomicU32::new(0),
             requests: 50,
@@ -91,6 +94,23 @@ impl World {
             "spec": {"prometheus": {"address": self.cluster.prometheus_address(), "timeout": "3s"}}
         });
         self.apply(&provider.to_string()).await
+    }
+
+    /// Leaves cluster and git server running; the git server in a process of its own, at the same address.
+    pub async fn keep(self) -> Result<()> {
+        let dir = self.cluster.dir().context("only a cluster that was booted here can be kept")?;
+        let mut git = self.git.into_inner();
+        git.stop().await;
+        let settings = dir.join("git-settings.json");
+        git.save(&settings)?;
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Component::new(&dir, "git", std::env::current_exe()?)
+            .args(["git-server".to_owned(), format!("--root={}", text(&self.repositories))])
+            .args([format!("--address={}", git.address()), format!("--settings={}", text(&settings))])
+            .ready_when(Ready::Listens(git.address()))
+            .start()
+            .await?;
+        self.cluster.keep()
     }
 
     /// Starts again what a story left broken.

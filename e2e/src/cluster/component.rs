@@ -1,6 +1,7 @@
 //! One long-lived process of a cluster, which a test may kill, pause, resume and restart.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ pub enum Ready {
     Answers(String),
     /// It accepts connections on this socket.
     Socket(PathBuf),
+    /// It accepts connections at this address.
+    Listens(SocketAddr),
     /// It is running.
     Running,
 }
@@ -134,6 +137,7 @@ impl Component {
 
     /// Waits until it serves; fails at once when the process ends.
     pub async fn serving(&self) -> Result<()> {
+        crate::crypto();
         let client = reqwest::Client::builder()
             .danger_accept_invalid_certs(true)
             .timeout(Duration::from_secs(5))
@@ -147,6 +151,7 @@ impl Component {
             let serves = match &self.ready {
                 Ready::Running => true,
                 Ready::Socket(path) => tokio::net::UnixStream::connect(path).await.is_ok(),
+                Ready::Listens(address) => tokio::net::TcpStream::connect(address).await.is_ok(),
                 Ready::Answers(address) => {
                     client.get(address).send().await.is_ok_and(|answer| answer.status().is_success())
                 }

@@ -289,6 +289,12 @@ impl Cluster {
         self.layout.is_some()
     }
 
+    /// The folder of a cluster that was booted here; what is put there goes away with the cluster.
+    #[must_use]
+    pub fn dir(&self) -> Option<PathBuf> {
+        self.layout.as_ref().map(Layout::dir)
+    }
+
     fn own(&self) -> Result<&Layout> {
         self.layout.as_ref().ok_or_else(|| anyhow!("this cluster was not booted by the harness"))
     }
