@@ -315,6 +315,17 @@ impl Shop<'_> {
         route.data.pointer("/spec/rules/0/backendRefs/1/weight").and_then(Value::as_i64).context("no weight")
     }
 
+    /// Waits until the canary gets nothing, as the route says it: within seconds of the abort.
+    pub async fn no_canary(&self) -> Result<()> {
+        wait_for(&format!("weight 0 in {}", self.namespace), Duration::from_secs(5), async || {
+            match self.written_weight().await? {
+                0 => Ok(()),
+                weight => Err(anyhow!("it is {weight}")),
+            }
+        })
+        .await
+    }
+
     /// Waits until the Rollout is in this phase for the present generation.
     pub async fn phase(&self, phase: &str, bound: Duration) -> Result<Value> {
         wait_for(&format!("phase {phase} of {}", self.namespace), bound, async || {

@@ -146,12 +146,13 @@ fn promote(
         return Err(Nothing(format!("{name} has spec.paused: true in its declaration; change that in git")));
     }
     let approve = || bound(InterventionAction::Approve, format!("one approval of step {step}"));
+    // It has reached the pause and said so. What it does at this moment (a weight that somebody edited is being put
+    // back) does not make the approval void.
+    if status.phase == crate::api::Phase::Paused {
+        return Ok(approve());
+    }
     let Some(turn) = &facts.turn else {
-        return if status.phase == crate::api::Phase::Paused {
-            Ok(approve())
-        } else {
-            Err(Nothing(format!("cannot tell what {name} waits for: {}", gaps(facts))))
-        };
+        return Err(Nothing(format!("cannot tell what {name} waits for: {}", gaps(facts))));
     };
     match turn {
         Turn::Wait(wait) => match wait.on {
