@@ -7,6 +7,7 @@
 //! References are resolved, and what a custom resource's schema may not hold is left out. What stays makes lists
 //! merge by the same keys as in a Deployment, lets `kubectl explain` work, and lets a field that is newer than
 //! this schema survive.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
 
 use std::io;
 

@@ -2,6 +2,7 @@
 //! mistaken value gets.
 //!
 //! Needs `helm`: on the PATH, or named by the variable HELM. `make test` provides it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -2,6 +2,7 @@
 //!
 //! Whether an API server takes them, and refuses what it should, is asked of a real one: `tests/data/refused` holds
 //! objects, each with the message that its author must see, and `tests/data/accepted` objects that must pass.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
