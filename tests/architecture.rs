@@ -159,6 +159,23 @@ fn everything_that_moves_pods_or_traffic_is_pure() {
 }
 
 #[test]
+fn there_is_one_client_one_tls_provider_and_no_git_library() {
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock")).unwrap();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for line in lock.lines() {
+        if let Some(name) = line.strip_prefix("name = \"").and_then(|rest| rest.strip_suffix('"')) {
+            *counts.entry(name).or_default() += 1;
+        }
+    }
+    for once in ["kube", "k8s-openapi", "rustls", "ring", "reqwest", "backoff"] {
+        assert_eq!(counts.get(once), Some(&1), "{once}");
+    }
+    for never in ["aws-lc-rs", "aws-lc-sys", "openssl", "openssl-sys", "native-tls", "git2", "libgit2-sys", "gix"] {
+        assert!(!counts.contains_key(never), "{never}: see deny.toml");
+    }
+}
+
+#[test]
 fn the_reader_sees_what_it_should() {
     let text = r#"
 //! Speaks of kube::Client and crate::cluster in a comment.
