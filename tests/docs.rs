@@ -1,0 +1,123 @@
+//! The documents say what is so: reasons, links, examples.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every word that follows one of `signs` in quotes, in what ships of a file.
+fn quoted_after(path: &str, signs: &[&str]) -> BTreeSet<String> {
+    let text = read(path);
+    let shipped = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for sign in signs {
+        for (position, _) in shipped.match_indices(sign) {
+            let rest = shipped[position + sign.len()..].trim_start();
+            let Some(word) = rest.strip_prefix('"').and_then(|rest| rest.split('"').next()) else { continue };
+            if word.starts_with(char::is_uppercase) && word.chars().all(char::is_alphanumeric) {
+                found.insert(word.to_owned());
+            }
+        }
+    }
+    assert!(!found.is_empty(), "{path} has none of {signs:?}: this test reads the wrong place");
+    found
+}
+
+#[test]
+fn every_reason_has_a_cause_and_a_cure() {
+    let mut reasons = BTreeSet::new();
+    let phases = ["Pending", "Progressing", "Paused", "Holding", "Promoting", "Ready", "Aborted", "Stalled"];
+    let described: Vec<String> = phases.iter().map(|phase| format!("describe(Phase::{phase},")).collect();
+    let mut signs: Vec<&str> = described.iter().map(String::as_str).collect();
+    signs.push("self.hold(");
+    reasons.extend(quoted_after("src/engine/decide.rs", &signs));
+    reasons.extend(quoted_after("src/engine/plan.rs", &["reason:"]));
+    reasons.extend(quoted_after("src/cluster/observe.rs", &["reason:"]));
+    reasons.extend(quoted_after("src/git/error.rs", &["} =>"]));
+    let sync = ["reason:", "stalled(", "passing(", "if forbidden {", "if only_place {", "} else {", "{ .. } =>"];
+    reasons.extend(quoted_after("src/controllers/deploy_repo.rs", &sync));
+    reasons.extend(quoted_after("src/controllers/ledger.rs", &["reason:"]));
+    reasons.extend(["Verdict", "DataMissing", "Deadline", "Revert", "Intervention"].map(str::to_owned));
+    assert!(reasons.len() > 50, "{reasons:?}");
+    let document = read("docs/reasons.md");
+    let missing: Vec<_> = reasons.iter().filter(|reason| !document.contains(&format!("`{reason}`"))).collect();
+    assert!(missing.is_empty(), "docs/reasons.md does not explain {missing:?}");
+    // And nothing is explained that does not exist any more.
+    let words = document.lines().filter(|line| line.starts_with("| `")).flat_map(|line| {
+        let cell = line.split('|').nth(1).unwrap_or_default();
+        cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()
+    });
+    let conditions = ["Ready", "Reconciling", "Stalled", "Paused", "Promoted", "Aborted", "Recorded"];
+    // Made by the writer, when an object of the wanted name is somebody else's.
+    let others = ["NotOurs"];
+    for word in words {
+        let known = reasons.contains(&word) || conditions.contains(&word.as_str()) || others.contains(&word.as_str());
+        assert!(known, "docs/reasons.md explains {word}, which nothing says");
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/reasons.md"] {
+        let text = read(document);
+        for rest in text.split("](").skip(1) {
+            let target = rest.split(')').next().unwrap_or_default();
+            if target.starts_with("https://") {
+                continue;
+            }
+            let path = root(document).parent().unwrap().join(target.split('#').next().unwrap_or_default());
+            assert!(path.exists(), "{document} links to {target}");
+        }
+        // Paths in code are paths that exist.
+        for word in text.split('`').skip(1).step_by(2) {
+            let is_path = ["src/", "tests/", "examples/", "charts/", "crds/", "docs/"].iter().any(|top| word.starts_with(top));
+            if is_path && !word.contains(['*', ' ']) {
+                assert!(root(word).exists(), "{document} names {word}");
+            }
+        }
+    }
+}
+
+#[test]
+fn commands_of_the_documents_exist() {
+    let makefile = read("Makefile");
+    for document in ["README.md", "CONTRIBUTING.md"] {
+        let text = read(document);
+        for rest in text.split("`make ").skip(1) {
+            let target: String = rest.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '-').collect();
+            assert!(makefile.contains(&format!("\n{target}:")), "{document}: make {target}");
+        }
+    }
+}
+
+fn sluice(arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_sluice")).args(arguments).current_dir(root("")).output().unwrap();
+    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+    (output.status.success(), text)
+}
+
+#[test]
+fn the_example_can_be_planned_and_rehearsed_as_the_readme_says() {
+    let (success, text) = sluice(&["plan", "-f", "examples/web.yaml"]);
+    assert!(success && text.contains("shop/web:v2") && text.contains("pause 2m"), "{text}");
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = folder.path().join("log");
+    let ledger = ledger.to_str().unwrap();
+    let (success, text) = sluice(&["rehearse", "-f", "examples/web.yaml", "--fail-at", "3", "--ledger", ledger]);
+    assert!(success, "{text}");
+    let log = Command::new("git").args(["-C", ledger, "log", "--format=%s", "rollout-log/rehearsal"]).output().unwrap();
+    let log = String::from_utf8(log.stdout).unwrap();
+    let readme = read("README.md");
+    assert_eq!(log.lines().next(), Some("shop/web: Aborted 3/5 50%→0%"), "{text}");
+    for subject in log.lines() {
+        assert!(readme.contains(subject), "README.md does not show {subject}");
+    }
+}
