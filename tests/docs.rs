@@ -1,4 +1,5 @@
 //! The documents say what is so: reasons, links, examples.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
 
 use std::collections::BTreeSet;
 use std::fs;
