@@ -2,7 +2,6 @@
 //!
 //! This room is data. It reaches for no client, clock, file or process, so that every other room, the
 //! command line and the tests can speak the same types.
-#![allow(clippy::duplicated_attributes, reason = "each printer column has a type, and most of them the same one")]
 
 mod analysis;
 mod condition;
