@@ -67,7 +67,9 @@ fn every_reason_has_a_cause_and_a_cure() {
 
 #[test]
 fn links_lead_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/reasons.md"] {
+    for document in
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/reasons.md"]
+    {
         let text = read(document);
         for rest in text.split("](").skip(1) {
             let target = rest.split(')').next().unwrap_or_default();
@@ -79,7 +81,8 @@ fn links_lead_somewhere() {
         }
         // Paths in code are paths that exist.
         for word in text.split('`').skip(1).step_by(2) {
-            let is_path = ["src/", "tests/", "examples/", "charts/", "crds/", "docs/"].iter().any(|top| word.starts_with(top));
+            let is_path =
+                ["src/", "tests/", "examples/", "charts/", "crds/", "docs/"].iter().any(|top| word.starts_with(top));
             if is_path && !word.contains(['*', ' ']) {
                 assert!(root(word).exists(), "{document} names {word}");
             }
