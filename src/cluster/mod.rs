@@ -1,6 +1,6 @@
 //! The only room with a Kubernetes client: watches, projections, writes, the lease and events.
 //!
-//! Data flows one way: [`watch`] feeds the [`index`], [`observe`] makes a snapshot of it, and [`write`] carries
+//! Data flows one way: [`watch`] feeds the [`index`], [`observe`] makes a snapshot of it, and [`mod@write`] carries
 //! out one effect with a precondition and feeds the answer back. Nothing in here decides.
 
 pub mod apply;
