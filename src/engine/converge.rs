@@ -79,9 +79,11 @@ fn accepted_weight(snapshot: &Snapshot, before: Option<i32>) -> Option<i32> {
     let mut rules = snapshot.routes.values().flat_map(|route| &route.rules);
     let wanted = snapshot.status.weight;
     let first = rules.next()?.share();
+    // Rules of different bases round apart: 5 % may read as 5 in one and as 6 in another.
     [before, wanted, Some(first)]
         .into_iter()
         .flatten()
+        .chain(0..=100)
         .find(|value| snapshot.routes.values().flat_map(|route| &route.rules).all(|rule| rule.holds(*value)))
 }
 
@@ -170,11 +172,16 @@ impl View<'_> {
         let (ready_stable, ready_canary) = (ready(&stable), ready(&canary));
         let (least, most) = self.written();
         // S2: traffic leaves a side that can serve nothing for one that can serve something, before all else.
-        if most > 0 && ready_canary == 0 && ready_stable > 0 {
+        let nothing = |service: &ServiceState| service.ready.values().all(|ready| *ready <= 0);
+        if most > 0 && nothing(&canary) && ready_stable > 0 {
             return self.write(0);
         }
         let narrowed = stable.selects.is_some() && canary.selects.is_some();
-        if least < 100 && ready_stable == 0 && ready_canary > 0 && narrowed && !self.target.only_lower {
+        // But never for a revision that nobody asks for any more.
+        let wanted = canary.selects.is_some()
+            && (canary.selects == self.target.canary_service
+                || canary.selects.as_ref() == Some(&self.target.stable_service));
+        if least < 100 && nothing(&stable) && ready_canary > 0 && narrowed && wanted && !self.target.only_lower {
             return self.write(100);
         }
         let Some(stable_revision) = &stable.selects else {
@@ -205,11 +212,11 @@ impl View<'_> {
             return Convergence::Do(Effect::SelectRevision { service: canary_name, revision: wanted.clone() });
         }
         let weight = self.target.weight;
-        if most > weight {
-            return self.lower(weight, ready_stable, most);
-        }
         if self.holds(weight) {
             return self.accepted(weight);
+        }
+        if most > weight {
+            return self.lower(weight, ready_stable, most);
         }
         if least < weight {
             return self.raise(weight, &canary, ready_canary);
@@ -236,8 +243,8 @@ impl View<'_> {
             return wait;
         }
         let floor = (weight..=100).find(|percent| share(replicas, 100 - percent) <= ready_stable).unwrap_or(100);
-        if floor < most || (floor == weight && !self.holds(weight)) {
-            return self.write(floor.max(weight));
+        if floor < most {
+            return self.write_lower(floor);
         }
         self.pods(&self.target.stable_service, share(replicas, 100 - weight))
     }
@@ -258,13 +265,16 @@ impl View<'_> {
     }
 
     fn raise(&self, weight: i32, canary: &ServiceState, ready_canary: i32) -> Convergence {
-        if self.target.only_lower {
+        // When both Services select the same revision, weights between them expose nobody to anything new.
+        let same = self.service(&self.canary.stable_service).1.selects == canary.selects;
+        if self.target.only_lower && !same {
             return hold(WaitOn::Pods, None, "traffic only goes back; stable is waited for".to_owned());
         }
         let Some(revision) = &canary.selects else {
             return hold(WaitOn::Spec, None, "the canary Service selects no revision".to_owned());
         };
-        let needed = share(self.replicas(), weight).max(1);
+        // Nor do they ask for more pods than serve already.
+        let needed = if same { 1 } else { share(self.replicas(), weight).max(1) };
         let state = self.snapshot.revisions.get(revision).cloned().unwrap_or_default();
         // S4, on pods that have been ready for long enough and on endpoints that are published.
         if state.available.min(state.ready) < needed {
@@ -327,6 +337,15 @@ impl View<'_> {
         }
     }
 
+    /// Only routes that say more are touched: one that says less is raised in its turn, when the pods are there.
+    fn write_lower(&self, percent: i32) -> Convergence {
+        let above = |rule: &super::RuleState| rule.share() > percent && !rule.holds(percent);
+        match self.snapshot.routes.iter().find(|(_, route)| route.rules.iter().any(above)) {
+            Some((route, _)) => Convergence::Do(Effect::SetWeight { route: route.clone(), percent }),
+            None => self.write(percent),
+        }
+    }
+
     fn shrink(&self) -> Convergence {
         let (least, most) = self.written();
         let stable = self.service(&self.canary.stable_service).1;
@@ -339,7 +358,12 @@ impl View<'_> {
             }
             let on_stable = stable.selects.as_ref() == Some(revision);
             let on_canary = canary.selects.as_ref() == Some(revision);
-            let carried = (if on_stable { 100 - least } else { 0 }).max(if on_canary { most } else { 0 });
+            let carried = match (on_stable, on_canary) {
+                (true, true) => 100,
+                (true, false) => 100 - least,
+                (false, true) => most,
+                (false, false) => 0,
+            };
             let unnarrowed = stable.selects.is_none() || canary.selects.is_none() && most > 0;
             if carried > 0 || unnarrowed {
                 // A side in traffic keeps the pods for its share (S3, S4), whatever the target says.
@@ -350,16 +374,17 @@ impl View<'_> {
                 }
                 continue;
             }
-            // It gets nothing any more: but what it has, it may finish. Whatever moved last counts.
-            let facts = [
-                self.seen.weight.as_ref().map(|fact| fact.since),
-                self.seen.stable_service.as_ref().map(|fact| fact.since),
-                (on_canary || canary.selects.is_none()).then_some(self.now - TimeDelta::days(1)).or(self
-                    .seen
-                    .canary_service
-                    .as_ref()
-                    .map(|fact| fact.since)),
-            ];
+            // It gets nothing any more: but what it has, it may finish. Whatever moved last counts: the weights,
+            // and what a Service selects that still gets something.
+            let selected = |gets: bool, fact: &Option<SeenRevision>| gets.then(|| fact.as_ref().map(|fact| fact.since));
+            let facts: Vec<Option<DateTime<Utc>>> = [
+                Some(self.seen.weight.as_ref().map(|fact| fact.since)),
+                selected(least < 100, &self.seen.stable_service),
+                selected(most > 0, &self.seen.canary_service),
+            ]
+            .into_iter()
+            .flatten()
+            .collect();
             if facts.iter().any(Option::is_none) {
                 waiting =
                     hold(WaitOn::Route, None, format!("revision {revision} is kept until the routes are accepted"));

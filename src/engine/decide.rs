@@ -11,7 +11,7 @@ use super::plan::{Gate, Plan, Stage, plan};
 use super::{AnalysisState, Effect, InterventionState, Problem, Snapshot, Turn, Wait, WaitOn};
 use crate::api::{
     Abort, AbortCause, AnalysisPhase, AnalysisReference, CanaryStrategy, Condition, ConditionStatus, Conditions,
-    Denied, Hold, InterventionAction, PausedBy, Phase, RefusedIntervention, Release, ReleaseState, RolloutStatus,
+    Denied, Hold, InterventionAction, PausedBy, Phase, RefusedIntervention, Release, ReleaseState, RolloutStatus, Seen,
     Transition, TransitionEvent, names,
 };
 
@@ -40,12 +40,28 @@ pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
         problem: problems.first().cloned(),
     };
     decision.refresh();
-    if let Some(problem) = problems.first()
-        && !decision.may_go_back()
-    {
-        return decision.stalled(problem);
+    let (seen, weight) = (decision.next.seen.clone(), decision.next.weight);
+    let turn = match problems.first() {
+        Some(problem) if !decision.may_go_back() => decision.stalled(problem),
+        _ => decision.run(),
+    };
+    let before = &snapshot.status;
+    match turn {
+        // A fact that has ended is written down before anything is done, or it would count as never interrupted
+        // when it comes back. And a new leader says so before its first effect: that fences the old one.
+        Turn::Apply(_) if ended(&before.seen, &seen) || before.epoch < snapshot.epoch => {
+            let status = RolloutStatus { seen, weight, epoch: snapshot.epoch, ..before.clone() };
+            Turn::Advance(Box::new(status))
+        }
+        turn => turn,
     }
-    decision.run()
+}
+
+/// Whether a fact that was so before is not so any more.
+fn ended(before: &Seen, now: &Seen) -> bool {
+    before.weight.is_some() && before.weight != now.weight
+        || before.stable_service.is_some() && before.stable_service != now.stable_service
+        || before.canary_service.is_some() && before.canary_service != now.canary_service
 }
 
 struct Decision<'a> {
@@ -90,6 +106,13 @@ impl Decision<'_> {
         let labels = &snapshot.spec.selector.match_labels;
         self.next.selector = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
         self.next.seen = facts(snapshot, &snapshot.status.seen, self.now);
+        // The same weights can stand for more than one percentage: what the stage asks for is what they mean.
+        let stage = self.in_flight().and_then(|release| self.plan.stage(release.stage)).map(|stage| stage.weight);
+        if let (Some(weight), Some(wanted)) = (&mut self.next.seen.weight, stage)
+            && snapshot.routes.values().flat_map(|route| &route.rules).all(|rule| rule.holds(wanted))
+        {
+            weight.value = wanted;
+        }
         if let Some(weight) = &self.next.seen.weight {
             self.next.weight = Some(weight.value);
         }
@@ -213,7 +236,10 @@ impl Decision<'_> {
 
     /// The step has taken too long to get its pods ready and its route accepted, and that aborts.
     fn deadline(&self, release: &Release) -> Option<String> {
-        if !self.snapshot.spec.progress_deadline_abort() || release.reached_at.is_some() {
+        if !self.snapshot.spec.progress_deadline_abort()
+            || release.reached_at.is_some()
+            || self.waits_for_person(release)
+        {
             return None;
         }
         let until = self.deadline_at(release)?;
@@ -232,6 +258,12 @@ impl Decision<'_> {
                 trouble.unwrap_or_default()
             )
         })
+    }
+
+    /// While a person is waited for, no step is late: the time begins again when they have spoken.
+    fn waits_for_person(&self, release: &Release) -> bool {
+        release.state == ReleaseState::Stepping
+            && (release.held_for.is_some() || self.paused().is_some() || self.snapshot.status.phase == Phase::Paused)
     }
 
     fn deadline_at(&self, release: &Release) -> Option<DateTime<Utc>> {
@@ -350,7 +382,8 @@ impl Decision<'_> {
                 self.describe(Phase::Paused, "Paused", &format!("{why}; revision {desired} waits"));
                 let target = self.rest(stable);
                 let convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
-                return self.conclude(or_person(convergence, "the rollout is paused"));
+                let until = self.old_is_kept_until();
+                return self.conclude_by(or_person(convergence, "the rollout is paused"), until);
             }
             return self.start(1, "NewRevision", None);
         }
@@ -391,20 +424,23 @@ impl Decision<'_> {
         promoted_at.checked_add_signed(self.canary().scale_down_delay().delta())
     }
 
+    /// Until when pods of another revision than the stable one are kept, while there are any.
+    fn old_is_kept_until(&self) -> Option<DateTime<Utc>> {
+        let stable = self.next.stable_revision.as_ref();
+        let kept = |(revision, state): (&String, &super::RevisionState)| state.replicas > 0 && Some(revision) != stable;
+        self.kept_until().filter(|until| *until > self.now && self.snapshot.revisions.iter().any(kept))
+    }
+
     /// The rest of a turn at rest: clean up, wait for the scale-down delay, or for nothing.
     fn rest_or(self, convergence: Convergence) -> Turn {
         if let Convergence::Reached = convergence {
             if let Some(effect) = self.end_analyses(None).or_else(|| self.surplus()) {
                 return Turn::Apply(effect);
             }
-            let kept =
-                self.snapshot.revisions.iter().any(|(revision, state)| {
-                    state.replicas > 0 && Some(revision) != self.next.stable_revision.as_ref()
-                });
-            let until = self.kept_until().filter(|until| *until > self.now);
+            let until = self.old_is_kept_until();
             let wait = match until {
-                Some(_) if kept => wait_for(WaitOn::ScaleDown, until, "the old version is kept for a time"),
-                _ => wait_for(WaitOn::Nothing, None, "the desired version serves everything"),
+                Some(_) => wait_for(WaitOn::ScaleDown, until, "the old version is kept for a time"),
+                None => wait_for(WaitOn::Nothing, None, "the desired version serves everything"),
             };
             let stable_ready = self.next.phase == Phase::Ready;
             if !stable_ready {
@@ -474,10 +510,14 @@ impl Decision<'_> {
         let aborts =
             self.next.denied.iter().find(|denied| denied.revision == desired).map_or(0, |denied| denied.aborts);
         let attempt = aborts.saturating_add(1).max(least_attempt);
+        let first = attempt == 1;
+        // An AnalysisRun is named after the attempt: one that exists already must not speak for this one.
+        let runs = self.snapshot.analyses.values().filter(|run| run.revision == desired);
+        let attempt = runs.map(|run| run.attempt.saturating_add(1)).max().map_or(attempt, |unused| attempt.max(unused));
         let mut release = self.release(&desired, ReleaseState::Stepping, attempt);
         let mut reason = reason.to_owned();
         let mut message = format!("revision {desired} begins, attempt {attempt}");
-        if self.next.promoted_revisions.contains(&desired) && attempt == 1 {
+        if self.next.promoted_revisions.contains(&desired) && first {
             release.rollback = true;
             release.stage = self.plan.len().saturating_sub(1);
             reason = "Rollback".to_owned();
@@ -528,6 +568,13 @@ impl Decision<'_> {
         let paused = self.paused();
         let mut weight = stage.weight;
         let held = paused.is_some() || release.held_for.is_some();
+        if !held && release.reached_at.is_none() && self.snapshot.status.phase == Phase::Paused {
+            let message = format!("stage {} of {}: {}", release.stage.saturating_add(1), self.plan.len(), stage.label);
+            release.stage_started_at = Some(self.now);
+            self.next.release = Some(release);
+            self.describe(Phase::Progressing, "Stepping", &message);
+            return self.advance();
+        }
         if held && release.reached_at.is_none() {
             // No step: what was reached before is kept.
             let before = release.stage.checked_sub(1).and_then(|index| self.plan.stage(index));
@@ -1090,7 +1137,8 @@ impl Decision<'_> {
         {
             return Turn::Apply(effect);
         }
-        self.conclude(or_person(convergence, "the revision was aborted before"))
+        let until = self.old_is_kept_until();
+        self.conclude_by(or_person(convergence, "the revision was aborted before"), until)
     }
 
     // === What people say ===
@@ -1161,6 +1209,9 @@ impl Decision<'_> {
                     message.clone(),
                     actor,
                 );
+                if let Some(release) = self.next.release.as_mut().filter(|release| release.reached_at.is_none()) {
+                    release.stage_started_at = Some(self.now);
+                }
                 if self.next.phase != Phase::Ready {
                     self.describe(Phase::Progressing, "Stepping", &message);
                 }
@@ -1238,6 +1289,9 @@ impl Decision<'_> {
                     return Err((Box::new(self), "the present stage waits for no person".to_owned()));
                 }
                 let was_held = held.is_some();
+                if release.reached_at.is_none() {
+                    release.stage_started_at = Some(self.now);
+                }
                 self.next.release = Some(release);
                 let message = format!("approved by {}{reason}", word.actor);
                 if was_held {
@@ -1272,6 +1326,9 @@ impl Decision<'_> {
             .release
             .as_ref()
             .filter(|release| release.state == ReleaseState::Aborted && release.revision == desired);
+        if self.in_flight().is_some_and(|release| release.revision == desired) {
+            return Err((Box::new(self), "it is being tried already".to_owned()));
+        }
         let attempt = aborted.map_or(1, |release| release.attempt.saturating_add(1));
         if aborted.is_none() && self.denial(&desired).is_none() {
             return Err((Box::new(self), "it was not aborted: there is nothing to retry".to_owned()));

@@ -27,7 +27,9 @@ impl World {
     fn tells(&self, run: &AnalysisRun) -> bool {
         let reached = self.status.release.as_ref().and_then(|release| release.reached_at);
         let known = run.passed_since.is_some_and(|since| reached.is_none_or(|reached| since >= reached));
-        run.live() && (run.phase != AnalysisPhase::Running || !known || !self.scripts.is_empty())
+        let good = self.answer(run.next_sample) == Answer::Pass
+            && self.scripts.iter().all(|script| script.from <= run.next_sample);
+        run.live() && (run.phase != AnalysisPhase::Running || !known || !good)
     }
 
     /// Lets time pass. Everything that happens until then happens at its own time.

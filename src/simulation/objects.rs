@@ -76,6 +76,8 @@ pub struct AnalysisRun {
     pub revision: String,
     /// The attempt it judges.
     pub attempt: i32,
+    /// When it was created; when it was first seen, in a world made from a snapshot.
+    pub created_at: DateTime<Utc>,
     /// How it stands.
     pub phase: AnalysisPhase,
     /// Why.

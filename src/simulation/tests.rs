@@ -290,3 +290,162 @@ fn a_person_can_pause_resume_and_abort() {
     world.run(TimeDelta::hours(3));
     assert_eq!((world.status.phase, canary_share(&world)), (Phase::Aborted, 0));
 }
+
+// === What the engine once got wrong ===
+
+fn say(world: &mut World, uid: &str, action: crate::api::InterventionAction) {
+    world.intervene(InterventionState {
+        uid: uid.to_owned(),
+        name: uid.to_owned(),
+        revision: world.spec.template.revision(),
+        attempt: None,
+        stage: None,
+        action,
+        actor: format!("actor-{uid}"),
+        reason: String::new(),
+        created_at: world.now,
+    });
+}
+
+/// Turns until `done`, in the world's own time.
+fn until(world: &mut World, done: impl Fn(&World) -> bool) {
+    for _ in 0..1000 {
+        if done(world) {
+            return;
+        }
+        if let Happened::Waits(wait) = world.turn() {
+            let at = world.wakes_at(&wait).unwrap_or_else(|| panic!("nothing will end this wait: {wait:?}"));
+            world.advance_to(at);
+        }
+    }
+    panic!("it never came to that: {:?}", world.status);
+}
+
+#[test]
+fn a_first_step_without_pods_lets_the_revision_before_it_go() {
+    let steps = json!({"steps": [{"pause": {"duration": "5s"}}, {"setWeight": 50}, {"pause": {"duration": "30s"}}]});
+    let mut world = deployed(spec("i:1", steps));
+    world.edit_spec(|spec| spec.template = template("i:2"));
+    until(&mut world, |world| world.status.weight == Some(50));
+    world.edit_spec(|spec| spec.template = template("i:3"));
+    world.run(TimeDelta::hours(1));
+    assert_eq!(world.status.stable_revision, Some(template("i:3").revision()), "{}", world.status.message);
+    assert_eq!(world.replica_sets[&template("i:2").revision()].replicas, 0);
+}
+
+#[test]
+fn a_pause_is_not_lateness() {
+    let mut world = deployed(spec("i:1", json!({})));
+    world.knobs.pod_ready_delay = TimeDelta::seconds(300);
+    world.edit_spec(|spec| spec.template = template("i:2"));
+    world.run(TimeDelta::seconds(60));
+    world.edit_spec(|spec| spec.paused = true);
+    world.run(TimeDelta::hours(1));
+    world.advance_to(world.now + TimeDelta::hours(5));
+    world.run(TimeDelta::seconds(1));
+    assert_eq!(world.status.phase, Phase::Paused, "{}", world.status.message);
+    world.edit_spec(|spec| spec.paused = false);
+    world.run(TimeDelta::hours(1));
+    assert_eq!(world.status.phase, Phase::Ready, "{}", world.status.message);
+    assert!(!events(&world).contains(&Event::Aborted));
+}
+
+#[test]
+fn a_second_try_is_not_judged_by_the_analysis_of_the_first() {
+    let steps = json!({"steps": [{"setWeight": 20}, {"analysis": {"templates": [{"templateName": "a"}]}},
+        {"pause": {"duration": "5m"}}]});
+    let mut world = deployed(spec("i:1", steps));
+    world.edit_spec(|spec| spec.template = template("i:2"));
+    until(&mut world, |world| world.in_flight().is_some_and(|release| release.stage == 2));
+    world.edit_spec(|spec| spec.template = template("i:1"));
+    world.run(TimeDelta::hours(1));
+    let again = world.now;
+    world.edit_spec(|spec| spec.template = template("i:2"));
+    world.scripts.push(Script { from: again, from_stage: 0, answer: Answer::Fail });
+    world.run(TimeDelta::hours(1));
+    assert_eq!(world.status.phase, Phase::Aborted, "{}", world.status.message);
+    assert_eq!(world.status.stable_revision, Some(template("i:1").revision()));
+}
+
+#[test]
+fn a_drain_counts_again_after_somebody_wrote_weights_by_hand() {
+    let mut world = deployed(spec("i:1", json!({})));
+    world.edit_spec(|spec| spec.template = template("i:2"));
+    until(&mut world, |world| {
+        world.status.phase == Phase::Promoting && world.now > world.status.seen.weight.as_ref().unwrap().since
+    });
+    let before = world.now;
+    world.edit_weights("web", 50, 50);
+    let stable = template("i:2").revision();
+    until(&mut world, |world| world.services["web-stable"].selects.as_ref() == Some(&stable));
+    assert!(world.now >= before + TimeDelta::seconds(10), "selected at {}, by hand at {before}", world.now);
+}
+
+#[test]
+fn an_abort_in_the_middle_of_promoting_comes_back() {
+    let mut world = deployed(spec("i:1", json!({})));
+    world.edit_spec(|spec| spec.template = template("i:2"));
+    let (old, new) = (template("i:1").revision(), template("i:2").revision());
+    until(&mut world, |world| world.services["web-stable"].selects.as_ref() == Some(&new));
+    world.edit_spec(|spec| spec.replicas = Some(8));
+    say(&mut world, "1", crate::api::InterventionAction::Abort);
+    world.run(TimeDelta::hours(1));
+    assert_eq!(world.status.phase, Phase::Aborted, "{}", world.status.message);
+    assert_eq!(world.services["web-stable"].selects.as_ref(), Some(&old));
+    assert_eq!((canary_share(&world), world.replica_sets[&new].replicas), (0, 0));
+}
+
+#[test]
+fn a_route_that_shares_its_rule_tells_every_percentage() {
+    let mut world = deployed(spec("i:1", json!({"steps": [{"setWeight": 5}]})));
+    world.routes.get_mut("web").unwrap().rules[0] = crate::engine::RuleState { base: 90, stable: 90, canary: 0 };
+    world.edit_spec(|spec| spec.template = template("i:2"));
+    world.run(TimeDelta::hours(1));
+    assert_eq!(world.status.stable_revision, Some(template("i:2").revision()), "{}", world.status.message);
+}
+
+#[test]
+fn a_retry_of_what_is_being_tried_is_refused() {
+    let mut world = deployed(spec("i:1", background()));
+    world.scripts.push(Script { from: start(), from_stage: 0, answer: Answer::Fail });
+    world.edit_spec(|spec| spec.template = template("i:2"));
+    world.run(TimeDelta::hours(1));
+    assert_eq!(world.status.phase, Phase::Aborted);
+    say(&mut world, "1", crate::api::InterventionAction::Retry);
+    world.turn();
+    say(&mut world, "2", crate::api::InterventionAction::Retry);
+    world.turn();
+    assert_eq!(world.status.refused_interventions.len(), 1);
+    assert_eq!(events(&world).iter().filter(|event| **event == Event::Started).count(), 2);
+}
+
+#[test]
+fn what_was_given_up_never_gets_traffic_again() {
+    let mut world = deployed(spec("i:1", json!({})));
+    world.edit_spec(|spec| spec.template = template("i:2"));
+    until(&mut world, |world| world.status.weight == Some(20));
+    world.edit_spec(|spec| spec.template = template("i:1"));
+    until(&mut world, |world| world.status.weight == Some(0) && world.status.phase == Phase::Ready);
+    world.kill_pods(&template("i:1").revision(), 100);
+    let writes = world.writes.len();
+    world.run(TimeDelta::hours(1));
+    let raised = world.writes[writes..].iter().any(|write| match &write.written {
+        Written::Effect(crate::engine::Effect::SetWeight { percent, .. }) => *percent > 0,
+        _ => false,
+    });
+    assert!(!raised);
+    assert_eq!(world.status.phase, Phase::Ready);
+}
+
+#[test]
+fn a_paused_rollout_still_lets_the_old_version_go_in_time() {
+    let mut world = deployed(spec("i:1", json!({})));
+    world.edit_spec(|spec| spec.template = template("i:2"));
+    until(&mut world, |world| world.status.stable_revision == Some(template("i:2").revision()));
+    say(&mut world, "1", crate::api::InterventionAction::Pause);
+    world.turn();
+    world.edit_spec(|spec| spec.template = template("i:1"));
+    world.run(TimeDelta::hours(1));
+    assert_eq!(world.status.phase, Phase::Paused);
+    assert_eq!(world.replica_sets[&template("i:1").revision()].replicas, 0);
+}

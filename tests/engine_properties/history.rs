@@ -1,0 +1,161 @@
+//! Random histories: everything that people and faults do to a Rollout, from one seed.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
+use sluice::api::{InterventionAction, PodTemplate, RolloutSpec};
+use sluice::engine::RuleState;
+use sluice::simulation::{AfterHold, Answer, World};
+
+/// SplitMix64: small, and the same everywhere.
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+    pub fn of<T: Clone>(&mut self, all: &[T]) -> T {
+        all[usize::try_from(self.below(all.len() as u64)).unwrap()].clone()
+    }
+}
+
+/// What happens to the Rollout from outside.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Template(u8),
+    Scale(i32),
+    Steps(u8),
+    PauseSpec(bool),
+    Kill { canary: bool, number: usize },
+    SlowPods(i64),
+    NeverReady(bool),
+    AcceptDelay(i64),
+    RouteTrouble(bool),
+    HandEdit { share: i32, second: bool },
+    Word(InterventionAction),
+    Tie,
+    Answer(Answer),
+    Epoch,
+}
+
+#[derive(Clone, Debug)]
+pub struct History {
+    pub seed: u64,
+    pub spec: RolloutSpec,
+    pub bases: Vec<i32>,
+    pub after_hold: AfterHold,
+    pub endpoint_delay: i64,
+    /// Each with the milliseconds that pass before it.
+    pub events: Vec<(i64, Event)>,
+}
+
+pub fn start() -> DateTime<Utc> {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+pub fn template(number: u8) -> PodTemplate {
+    PodTemplate(json!({"metadata": {"labels": {"app": "web"}},
+        "spec": {"containers": [{"name": "c", "image": format!("i:{number}")}]}}))
+}
+
+fn steps(number: u8) -> serde_json::Value {
+    match number % 6 {
+        0 => json!([{"setWeight": 20}, {"pause": {"duration": "10s"}}, {"setWeight": 60}]),
+        1 => json!([{"setWeight": 10}, {"analysis": {"templates": [{"templateName": "a"}]}}, {"setWeight": 50}]),
+        2 => json!([{"setWeight": 34}, {"pause": {"approvals": 2}}, {"setWeight": 100}]),
+        3 => json!([]),
+        4 => json!([{"pause": {"duration": "5s"}}, {"setWeight": 50}, {"setWeight": 20}, {"pause": {}}]),
+        _ => json!([{"setWeight": 5}, {"setWeight": 25}, {"pause": {"duration": "20s"}}, {"setWeight": 75}]),
+    }
+}
+
+pub fn with_steps(spec: &mut RolloutSpec, number: u8) {
+    let canary = spec.strategy.canary.as_mut().unwrap();
+    canary.steps = serde_json::from_value(steps(number)).unwrap();
+}
+
+impl History {
+    pub fn of(seed: u64) -> Self {
+        let mut random = Random(seed.wrapping_mul(0x1000_0001).wrapping_add(7));
+        let routes = 1 + usize::from(random.chance(25));
+        let names: Vec<_> = ["web", "api"].iter().take(routes).map(|name| json!({"name": name})).collect();
+        let replicas = random.of(&[1, 2, 3, 5, 5, 10]);
+        let mut spec = json!({
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": template(1).0,
+            "minReadySeconds": random.of(&[0, 0, 3]),
+            "revisionHistoryLimit": random.of(&[0, 1, 10]),
+            "progressDeadlineSeconds": 60,
+            "progressDeadlineAbort": random.chance(80),
+            "strategy": {"canary": {
+                "stableService": "stable", "canaryService": "canary",
+                "trafficRouting": {
+                    "gatewayAPI": {"httpRoutes": names},
+                    "settle": random.of(&["0s", "1s", "2s"]),
+                    "drain": random.of(&["0s", "3s", "10s"]),
+                },
+                "scaleDownDelaySeconds": random.of(&[0, 5, 30]),
+                "abortScaleDownDelaySeconds": random.of(&[0, 5, 30]),
+            }},
+        });
+        if random.chance(60) {
+            spec["strategy"]["canary"]["analysis"] = json!({"templates": [{"templateName": "b"}]});
+        }
+        let mut spec: RolloutSpec = serde_json::from_value(spec).unwrap();
+        with_steps(&mut spec, u8::try_from(random.below(6)).unwrap());
+        let bases = (0..routes).map(|_| random.of(&[100, 100, 100, 90, 10])).collect();
+        let after_hold = random.of(&[AfterHold::Pause, AfterHold::Abort]);
+        let endpoint_delay = random.of(&[0, 100, 1500]);
+        let mut events = vec![(2000, Event::Template(2))];
+        for _ in 0..random.below(12) {
+            let before = random.of(&[0, 100, 700, 2500, 4000, 9000, 15_000, 40_000]);
+            events.push((before, event(&mut random)));
+        }
+        Self { seed, spec, bases, after_hold, endpoint_delay, events }
+    }
+
+    pub fn world(&self) -> World {
+        let mut world = World::new(self.spec.clone(), start());
+        for (route, base) in world.routes.values_mut().zip(&self.bases) {
+            route.rules = vec![RuleState { base: *base, stable: *base, canary: 0 }];
+        }
+        world.knobs.interval = TimeDelta::seconds(5);
+        world.knobs.hold = TimeDelta::seconds(20);
+        world.knobs.after_hold = self.after_hold;
+        world.knobs.endpoint_delay = TimeDelta::milliseconds(self.endpoint_delay);
+        world
+    }
+}
+
+fn event(random: &mut Random) -> Event {
+    use InterventionAction::{Abort, Approve, Pause, Promote, Resume, Retry, Skip};
+    match random.below(100) {
+        0..20 => Event::Template(1 + u8::try_from(random.below(4)).unwrap()),
+        20..27 => Event::Scale(random.of(&[1, 2, 4, 6, 8])),
+        27..31 => Event::Steps(u8::try_from(random.below(6)).unwrap()),
+        31..34 => Event::PauseSpec(random.chance(50)),
+        34..44 => Event::Kill { canary: random.chance(60), number: random.of(&[1, 2, 100]) },
+        44..49 => Event::SlowPods(random.of(&[500, 2000, 20_000])),
+        49..52 => Event::NeverReady(random.chance(60)),
+        52..57 => Event::AcceptDelay(random.of(&[0, 200, 3000, 15_000])),
+        57..59 => Event::RouteTrouble(random.chance(50)),
+        59..67 => Event::HandEdit { share: random.of(&[0, 13, 50, 100]), second: random.chance(50) },
+        67..82 => Event::Word(random.of(&[Abort, Approve, Approve, Pause, Promote, Resume, Retry, Skip])),
+        82..85 => Event::Tie,
+        85..96 => {
+            Event::Answer(random.of(&[Answer::Pass, Answer::Pass, Answer::Fail, Answer::NoData, Answer::Inconclusive]))
+        }
+        _ => Event::Epoch,
+    }
+}

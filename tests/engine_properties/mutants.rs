@@ -1,0 +1,173 @@
+//! Engines with one planted fault each: the observers must catch every one of them.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sluice::api::{AnalysisPhase, InterventionAction, ReleaseState, TransitionEvent};
+use sluice::engine::decide::decide;
+use sluice::engine::plan::plan;
+use sluice::engine::{Effect, Snapshot, Turn, WaitOn};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    RaiseBeforeReady,
+    ShrinkBeforeRoute,
+    SkipSettle,
+    SelectInTraffic,
+    NoDataPasses,
+    IgnoreEpoch,
+    PromoteWinsTie,
+    OldSamples,
+    DoubleTransition,
+    ForgetWakeUp,
+    /// Planted where effects are performed.
+    RelativeWeight,
+    /// Planted where the status is written.
+    StaleWrite,
+    AbortNotAbsorbing,
+    SkipStage,
+    LostTransition,
+    WriteAtRest,
+}
+
+impl Mutant {
+    pub const ALL: [Self; 16] = [
+        Self::RaiseBeforeReady,
+        Self::ShrinkBeforeRoute,
+        Self::SkipSettle,
+        Self::SelectInTraffic,
+        Self::NoDataPasses,
+        Self::IgnoreEpoch,
+        Self::PromoteWinsTie,
+        Self::OldSamples,
+        Self::DoubleTransition,
+        Self::ForgetWakeUp,
+        Self::RelativeWeight,
+        Self::StaleWrite,
+        Self::AbortNotAbsorbing,
+        Self::SkipStage,
+        Self::LostTransition,
+        Self::WriteAtRest,
+    ];
+
+    pub fn decide(self, snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
+        let mut snapshot = snapshot.clone();
+        self.blind(&mut snapshot, now);
+        let turn = decide(&snapshot, now);
+        self.twist(&snapshot, turn)
+    }
+
+    /// What the faulty engine does not see, or sees wrongly.
+    fn blind(self, snapshot: &mut Snapshot, now: DateTime<Utc>) {
+        let long_ago = now - TimeDelta::hours(1);
+        match self {
+            Self::SkipSettle => {
+                let seen = &mut snapshot.status.seen;
+                for fact in [&mut seen.stable_service, &mut seen.canary_service].into_iter().flatten() {
+                    fact.since = long_ago;
+                }
+                if let Some(weight) = &mut seen.weight {
+                    weight.since = long_ago;
+                }
+            }
+            Self::NoDataPasses => {
+                for run in snapshot.analyses.values_mut().filter(|run| run.phase == AnalysisPhase::Holding) {
+                    run.phase = AnalysisPhase::Running;
+                    run.passed_since = Some(now);
+                }
+            }
+            Self::OldSamples => {
+                for run in snapshot.analyses.values_mut().filter(|run| run.passed_since.is_some()) {
+                    run.passed_since = Some(now);
+                }
+            }
+            Self::IgnoreEpoch => snapshot.epoch = snapshot.epoch.max(snapshot.status.epoch),
+            Self::PromoteWinsTie
+                if snapshot.interventions.iter().any(|word| word.action == InterventionAction::Promote) =>
+            {
+                snapshot.interventions.retain(|word| word.action != InterventionAction::Abort);
+            }
+            Self::AbortNotAbsorbing => {
+                if let Some(release) = &mut snapshot.status.release
+                    && release.state == ReleaseState::Aborted
+                {
+                    release.state = ReleaseState::Stepping;
+                    for run in snapshot.analyses.values_mut() {
+                        run.phase = AnalysisPhase::Running;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What the faulty engine does instead.
+    fn twist(self, snapshot: &Snapshot, turn: Turn) -> Turn {
+        let stepping = snapshot.status.release.as_ref().filter(|release| release.state == ReleaseState::Stepping);
+        let route = snapshot.routes.iter().next();
+        match (self, turn) {
+            (Self::RaiseBeforeReady, Turn::Wait(wait)) if matches!(wait.on, WaitOn::Pods | WaitOn::Endpoints) => {
+                let weight = stepping.and_then(|release| Some(plan(&snapshot.spec).ok()?.stage(release.stage)?.weight));
+                match (weight, route) {
+                    (Some(percent), Some((name, route))) if !route.rules.iter().any(|rule| rule.holds(percent)) => {
+                        Turn::Apply(Effect::SetWeight { route: name.clone(), percent })
+                    }
+                    _ => Turn::Wait(wait),
+                }
+            }
+            (Self::ShrinkBeforeRoute, Turn::Apply(effect @ Effect::SetWeight { percent: 0, .. })) => {
+                let release = snapshot.status.release.as_ref();
+                let revision = release.map(|release| release.revision.clone()).unwrap_or_default();
+                match snapshot.revisions.get(&revision) {
+                    Some(state)
+                        if state.replicas > 0 && snapshot.status.stable_revision.as_ref() != Some(&revision) =>
+                    {
+                        Turn::Apply(Effect::Scale { revision, replicas: 0 })
+                    }
+                    _ => Turn::Apply(effect),
+                }
+            }
+            (Self::SelectInTraffic, Turn::Apply(effect @ Effect::SetWeight { percent: 100, .. })) => {
+                let release = snapshot.status.release.as_ref();
+                match release.filter(|release| release.state == ReleaseState::Promoting) {
+                    Some(release) => Turn::Apply(Effect::SelectRevision {
+                        service: snapshot.spec.references().stable_service.unwrap_or_default(),
+                        revision: release.revision.clone(),
+                    }),
+                    None => Turn::Apply(effect),
+                }
+            }
+            (Self::DoubleTransition, Turn::Advance(mut status)) => {
+                if let Some(last) = status.pending_log.last().cloned()
+                    && last.event == TransitionEvent::StepCompleted
+                {
+                    status.sequence += 1;
+                    status.pending_log.push(sluice::api::Transition { sequence: status.sequence, ..last });
+                }
+                Turn::Advance(status)
+            }
+            (Self::LostTransition, Turn::Advance(mut status)) => {
+                if status.pending_log.last().is_some_and(|last| last.event == TransitionEvent::StepCompleted) {
+                    status.pending_log.pop();
+                }
+                Turn::Advance(status)
+            }
+            (Self::SkipStage, Turn::Advance(mut status)) => {
+                let stepped =
+                    status.pending_log.last().is_some_and(|last| last.event == TransitionEvent::StepCompleted);
+                if let Some(release) = status.release.as_mut().filter(|_| stepped) {
+                    release.stage = (release.stage + 1).min(release.stages - 1);
+                }
+                Turn::Advance(status)
+            }
+            (Self::ForgetWakeUp, Turn::Wait(mut wait)) => {
+                wait.until = None;
+                Turn::Wait(wait)
+            }
+            (Self::WriteAtRest, Turn::Wait(wait)) if wait.on == WaitOn::Nothing => {
+                let mut status = snapshot.status.clone();
+                status.message.push(' ');
+                Turn::Advance(Box::new(status))
+            }
+            (_, turn) => turn,
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! What must hold of every write, judged by those who know nothing of the engine: they see the world before and
+//! after each write, and keep their own books.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sluice::api::{InterventionAction, ReleaseState, RolloutStatus, Transition, TransitionEvent};
+use sluice::engine::plan::plan;
+use sluice::engine::{Effect, RuleState, Wait, WaitOn};
+use sluice::simulation::{Route, World};
+
+#[derive(Default)]
+pub struct Observers {
+    pub violations: Vec<String>,
+    /// The weights that the gateway last accepted, by route.
+    live: BTreeMap<String, Vec<RuleState>>,
+    /// When each revision last was in reach of traffic.
+    last_traffic: BTreeMap<String, DateTime<Utc>>,
+    /// When each side last was in reach of traffic: stable, canary.
+    side_traffic: [Option<DateTime<Utc>>; 2],
+    sequence: i64,
+    epoch: i64,
+    /// The release that is open: (revision, since, stage, stage since).
+    open: Option<Open>,
+    absorbed: bool,
+}
+
+struct Open {
+    revision: String,
+    since: DateTime<Utc>,
+    stage: i32,
+    stage_since: DateTime<Utc>,
+    ended: bool,
+}
+
+fn ceil_share(replicas: i32, percent: i32) -> i32 {
+    (replicas.max(0) * percent + 99) / 100
+}
+
+fn side_name(world: &World, side: usize) -> String {
+    let canary = world.spec.strategy.canary.as_ref().unwrap();
+    [&canary.stable_service, &canary.canary_service][side].clone().unwrap()
+}
+
+/// Ready endpoints that a Service has published.
+fn endpoints(world: &World, side: usize) -> i32 {
+    world.services[&side_name(world, side)].published.values().sum()
+}
+
+fn pods_ready(world: &World, revision: &str) -> i32 {
+    let ready = world
+        .replica_sets
+        .get(revision)
+        .map_or(0, |set| set.pods.iter().filter(|pod| pod.ready_for(TimeDelta::zero(), world.now)).count());
+    i32::try_from(ready).unwrap()
+}
+
+fn side_weight(rule: &RuleState, side: usize) -> i32 {
+    [rule.stable, rule.canary][side]
+}
+
+fn share(rule: &RuleState, side: usize) -> i32 {
+    side_weight(rule, side) * 100 / (rule.stable + rule.canary).max(1)
+}
+
+fn drain(world: &World) -> TimeDelta {
+    world.spec.strategy.canary.as_ref().unwrap().drain().delta()
+}
+
+impl Observers {
+    fn fail(&mut self, world: &World, property: &str, what: impl std::fmt::Display) {
+        self.violations.push(format!("{property} at {}: {what}", world.now.format("%H:%M:%S%.3f")));
+    }
+
+    /// Keeps the books; called before each decision and after each write.
+    pub fn look(&mut self, world: &World) {
+        for (name, route) in &world.routes {
+            if route.accept_at.is_none() && route.trouble.is_none() {
+                self.live.insert(name.clone(), route.rules.clone());
+            }
+        }
+        for side in [0, 1] {
+            let reach = |rules: &[RuleState]| rules.iter().any(|rule| side_weight(rule, side) > 0);
+            let written = world.routes.values().any(|route: &Route| reach(&route.rules));
+            let live = self.live.values().any(|rules| reach(rules));
+            if !(written || live) {
+                continue;
+            }
+            self.side_traffic[side] = Some(world.now);
+            let service = &world.services[&side_name(world, side)];
+            let selected = world.replica_sets.keys().filter(|name| service.selects.as_ref() == Some(*name));
+            let all: Vec<String> = selected.chain(service.published.keys()).cloned().collect();
+            for revision in all {
+                self.last_traffic.insert(revision, world.now);
+            }
+        }
+    }
+
+    pub fn effect(&mut self, before: &World, effect: &Effect, after: &World, epoch: i64) {
+        if epoch < before.status.epoch {
+            self.fail(before, "S10", format!("a leader of an old epoch performs {effect:?}"));
+        }
+        for (name, route) in &after.routes {
+            for rule in &route.rules {
+                let sum = rule.stable + rule.canary == rule.base;
+                let written = matches!(effect, Effect::SetWeight { route, .. } if route == name);
+                if written && (rule.stable < 0 || rule.canary < 0 || !sum) {
+                    self.fail(before, "S1", format!("{rule:?} in {name}"));
+                }
+            }
+        }
+        match effect {
+            Effect::SetWeight { route, percent } => self.weight(before, route, *percent, after),
+            Effect::SelectRevision { service, revision } => self.select(before, service, revision),
+            Effect::Scale { revision, .. } | Effect::DeleteReplicaSet { revision } => {
+                self.shrink(before, revision, after);
+            }
+            _ => {}
+        }
+        self.look(after);
+    }
+
+    fn weight(&mut self, before: &World, route: &str, percent: i32, after: &World) {
+        let replicas = before.spec.replicas();
+        let (old, new) = (&before.routes[route].rules, &after.routes[route].rules);
+        if !(0..=100).contains(&percent) {
+            self.fail(before, "S1", format!("{percent} %"));
+        }
+        for (old, new) in old.iter().zip(new) {
+            for side in [0, 1] {
+                let other = 1 - side;
+                if side_weight(new, side) > 0 && endpoints(before, side) == 0 && endpoints(before, other) > 0 {
+                    self.fail(before, "S2", format!("{new:?}: the side has no endpoints, the other has"));
+                }
+                let asked = if side == 1 { percent } else { 100 - percent };
+                let raised = side_weight(new, side) * old.base.max(1) > side_weight(old, side) * new.base.max(1);
+                let needed = ceil_share(replicas, asked);
+                let same =
+                    before.services[&side_name(before, 0)].selects == before.services[&side_name(before, 1)].selects;
+                if raised && !same && endpoints(before, side) < needed && endpoints(before, other) > 0 {
+                    let property = if side == 0 { "S3" } else { "S4" };
+                    let ready = endpoints(before, side);
+                    self.fail(before, property, format!("{old:?} to {new:?} with {ready} ready of {needed}"));
+                }
+            }
+            let raised = share(new, 1) > share(old, 1);
+            let selects = |side| &before.services[&side_name(before, side)].selects;
+            if raised && self.absorbed && selects(0) != selects(1) {
+                self.fail(before, "S7", format!("{old:?} to {new:?} after an abort"));
+            }
+            if raised && self.abort_is_asked(before) && selects(0) != selects(1) {
+                self.fail(before, "S7", "raised although somebody asks for an abort");
+            }
+            let release = before.in_flight().filter(|release| release.state == ReleaseState::Stepping);
+            if raised
+                && let Some(release) = release
+                && let Ok(plan) = plan(&before.spec)
+                && let Some(stage) = plan.stage(release.stage)
+                && percent > stage.weight
+                && endpoints(before, 0) > 0
+                && release.plan_hash == plan.hash()
+                && release.held_for.is_none()
+                && before.services[&side_name(before, 0)].selects == before.status.stable_revision
+            {
+                self.fail(before, "S6", format!("{percent} % is written at a stage of {} %", stage.weight));
+            }
+        }
+    }
+
+    fn abort_is_asked(&self, world: &World) -> bool {
+        world.in_flight().is_some_and(|release| {
+            world.interventions.iter().any(|word| {
+                word.action == InterventionAction::Abort
+                    && word.revision == release.revision
+                    && word.attempt.is_none_or(|attempt| attempt == release.attempt)
+            })
+        })
+    }
+
+    fn select(&mut self, before: &World, service: &str, revision: &str) {
+        let side = usize::from(side_name(before, 1) == service);
+        if before.services[service].selects.is_none() {
+            // The first narrowing: what stays must carry everything.
+            let weight: i32 = before.routes.values().flat_map(|route| &route.rules).map(|rule| share(rule, side)).sum();
+            if weight > 0 && pods_ready(before, revision) < before.spec.replicas() {
+                self.fail(before, "S3", format!("{service} is narrowed to {revision}, which cannot carry it"));
+            }
+            return;
+        }
+        let drained = self.side_traffic[side].is_none_or(|last| last + drain(before) <= before.now);
+        let in_traffic = self.side_traffic[side].is_some_and(|last| last == before.now && !drain(before).is_zero());
+        if in_traffic || !drained {
+            let last = self.side_traffic[side];
+            self.fail(before, "S9", format!("{service} selects {revision} though it had traffic at {last:?}"));
+        }
+        for rule in before.routes.values().flat_map(|route| &route.rules) {
+            if side_weight(rule, side) > 0 {
+                self.fail(before, "S9", format!("{service} selects {revision} at {rule:?}"));
+            }
+        }
+    }
+
+    fn shrink(&mut self, before: &World, revision: &str, after: &World) {
+        let (had, has) = (pods_ready(before, revision), pods_ready(after, revision));
+        let size = |world: &World| world.replica_sets.get(revision).map_or(0, |set| set.replicas);
+        if size(after) >= size(before) {
+            return;
+        }
+        let mut carried = 0;
+        for side in [0, 1] {
+            let selects = &before.services[&side_name(before, side)].selects;
+            if selects.as_deref().is_none_or(|own| own == revision) {
+                let rules = before.routes.values().flat_map(|route| &route.rules);
+                carried += rules.map(|rule| share(rule, side)).max().unwrap_or(0);
+            }
+        }
+        let needed = ceil_share(before.spec.replicas(), carried.min(100));
+        if has < had && has < needed {
+            self.fail(before, "S4", format!("{revision} shrinks from {had} to {has} ready, of {needed} needed"));
+        }
+        if carried == 0
+            && has < had
+            && let Some(last) = self.last_traffic.get(revision).copied()
+            && last + drain(before) > before.now
+        {
+            self.fail(before, "S4", format!("{revision} shrinks though it had traffic at {last}"));
+        }
+    }
+
+    pub fn status(&mut self, before: &World, status: &RolloutStatus, after: &World) {
+        if status.epoch < self.epoch {
+            self.fail(before, "S10", format!("epoch {} after {}", status.epoch, self.epoch));
+        }
+        self.epoch = self.epoch.max(status.epoch);
+        let asked = self.abort_is_asked(before);
+        let new = after.recorded.get(before.recorded.len()..).unwrap_or_default();
+        for transition in new {
+            if transition.sequence != self.sequence + 1 {
+                self.fail(before, "S8", format!("transition {} after {}", transition.sequence, self.sequence));
+            }
+            self.sequence = transition.sequence;
+            if asked && transition.event != TransitionEvent::Aborted {
+                self.fail(before, "S7", format!("{:?} although somebody asks for an abort", transition.event));
+            }
+            self.transition(before, transition);
+        }
+        if status.sequence != self.sequence {
+            self.fail(before, "S8", format!("the status counts {}, not {}", status.sequence, self.sequence));
+        }
+        if let (Some(open), Some(release)) = (&self.open, after.in_flight())
+            && release.state == ReleaseState::Stepping
+            && open.stage != release.stage
+        {
+            let what = format!("stage {} became {} without a transition", open.stage, release.stage);
+            self.fail(before, "S6", what);
+        }
+        self.look(after);
+    }
+
+    fn transition(&mut self, world: &World, transition: &Transition) {
+        let stage = transition.stage - 1;
+        match transition.event {
+            TransitionEvent::Started => {
+                if self.open.as_ref().is_some_and(|open| !open.ended) {
+                    self.fail(world, "S6", "a release starts before the other one has ended");
+                }
+                self.absorbed = false;
+                self.open = Some(Open {
+                    revision: transition.revision_to.clone(),
+                    since: world.now,
+                    stage,
+                    stage_since: world.now,
+                    ended: false,
+                });
+            }
+            TransitionEvent::StepCompleted | TransitionEvent::PlanChanged | TransitionEvent::Promoting => {
+                let Some(mut open) = self.open.take() else {
+                    return self.fail(world, "S6", format!("{:?} of no release", transition.event));
+                };
+                if open.ended || open.revision != transition.revision_to {
+                    self.fail(world, "S6", format!("{:?} after the end", transition.event));
+                }
+                match transition.event {
+                    TransitionEvent::PlanChanged => open.stage = stage,
+                    event => {
+                        if open.stage != stage {
+                            let what = format!("{event:?} of stage {stage} at stage {}", open.stage);
+                            self.fail(world, "S6", what);
+                        }
+                        self.evidence(world, transition, &open);
+                        open.stage = stage + 1;
+                        if transition.reason == "PromoteFull" {
+                            open.stage = transition.stages - 1;
+                        }
+                    }
+                }
+                open.stage_since = world.now;
+                self.open = Some(open);
+            }
+            TransitionEvent::Promoted | TransitionEvent::Aborted | TransitionEvent::Superseded => {
+                self.absorbed = transition.event == TransitionEvent::Aborted;
+                match &mut self.open {
+                    Some(open) if !open.ended && open.revision == transition.revision_to => open.ended = true,
+                    None if transition.event == TransitionEvent::Promoted => {}
+                    _ => self.fail(world, "S6", format!("{:?} of what is not open", transition.event)),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// S5: a gate that an analysis guards opens only on samples of this release and this stage.
+    fn evidence(&mut self, world: &World, transition: &Transition, open: &Open) {
+        if transition.reason == "PromoteFull" || transition.reason == "GateSkipped" {
+            return;
+        }
+        let Some(release) = world.in_flight() else { return };
+        if release.rollback || release.promote_full || release.gate_skipped {
+            return;
+        }
+        for name in &transition.analysis_runs {
+            let Some(run) = world.analyses.get(name) else {
+                self.fail(world, "S5", format!("{name} does not exist"));
+                continue;
+            };
+            if run.created_at < open.since {
+                self.fail(world, "S5", format!("{name} is from before the release"));
+            }
+            if run.passed_since.is_none_or(|since| since < open.stage_since) {
+                let what = format!("{name} passed last at {:?}, before the stage", run.passed_since);
+                self.fail(world, "S5", what);
+            }
+        }
+        let guarded = plan(&world.spec).is_ok_and(|plan| {
+            let background = world.spec.strategy.canary.as_ref().is_some_and(|canary| canary.analysis.is_some());
+            plan.stage(open.stage).is_some_and(|stage| {
+                background && stage.weight > 0 || matches!(stage.gate, sluice::engine::plan::Gate::Analysis(_))
+            })
+        });
+        if guarded && transition.analysis_runs.is_empty() {
+            self.fail(world, "S5", format!("stage {} is done without evidence", open.stage));
+        }
+    }
+
+    /// L3: whoever waits says until when, or on what, and that can come.
+    pub fn wait(&mut self, world: &World, wait: &Wait) {
+        if wait.message.is_empty() {
+            self.fail(world, "L3", "a wait without a word");
+        }
+        match wait.until {
+            Some(until) if until <= world.now => self.fail(world, "L3", format!("a wait for the past: {wait:?}")),
+            Some(_) => {}
+            None => {
+                let timed = matches!(wait.on, WaitOn::Settle | WaitOn::Pause | WaitOn::ScaleDown);
+                let faulty = world.knobs.canary_never_ready
+                    || world.routes.values().any(|route| route.trouble.is_some())
+                    || world.knobs.pod_ready_delay > TimeDelta::seconds(60);
+                let stands = matches!(wait.on, WaitOn::Nothing | WaitOn::Spec | WaitOn::Person);
+                if timed || !stands && !faulty && world.next_event().is_none() {
+                    self.fail(world, "L3", format!("nothing will end this wait: {wait:?}"));
+                }
+            }
+        }
+    }
+}
