@@ -55,6 +55,14 @@ enum Task {
         #[arg(long)]
         file: PathBuf,
     },
+    /// Answer for the names of Services
+    #[command(hide = true)]
+    Names {
+        #[arg(long)]
+        kubeconfig: PathBuf,
+        #[arg(long)]
+        address: SocketAddr,
+    },
     /// Serve repositories, for a cluster that was kept
     #[command(hide = true)]
     GitServer {
@@ -129,6 +137,9 @@ async fn perform(task: Task) -> Result<ExitCode> {
         Task::Down => {
             let count = tokio::task::spawn_blocking(stop_ownerless).await??;
             line(format_args!("clusters taken down: {count}"));
+        }
+        Task::Names { kubeconfig, address } => {
+            cluster::serve_names(cluster::client_of(&kubeconfig).await?, address).await?;
         }
         Task::GitServer { root, address, settings } => {
             let _server = GitServer::restore(root, address, &settings).await?;

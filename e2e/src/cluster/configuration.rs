@@ -108,6 +108,12 @@ pub fn components(layout: &Layout, tools: &Tools, certificates: &Certificates) -
         ])
         .ready_when(Ready::Answers(format!("http://{node}:10256/healthz")));
 
+    let names = inside("names", std::env::current_exe()?).args([
+        "names".to_owned(),
+        format!("--kubeconfig={}", kubeconfig("admin")),
+        format!("--address={node}:53"),
+    ]);
+
     fs::write(dir.join("prometheus/prometheus.yml"), prometheus_configuration(&at("prometheus/targets")))?;
     let prometheus = inside("prometheus", tools.program("prometheus")?)
         .args([
@@ -171,6 +177,7 @@ pub fn components(layout: &Layout, tools: &Tools, certificates: &Certificates) -
         scheduler,
         kubelet,
         proxy,
+        names,
         prometheus,
         targets,
         contour,
@@ -244,6 +251,7 @@ fn kubelet_configuration(layout: &Layout, authority: &str) -> Result<String> {
         "podLogsDir": layout.dir().join("kubelet-logs"),
         "volumePluginDir": layout.dir().join("volume-plugins"),
         "clusterDomain": "cluster.local",
+        "clusterDNS": [layout.node_address()],
         "enforceNodeAllocatable": [],
         // Images come from nowhere: one that is collected never comes back.
         "imageGCHighThresholdPercent": 100,

@@ -4,6 +4,7 @@ mod certificates;
 mod component;
 mod configuration;
 mod layout;
+mod names;
 mod targets;
 pub(crate) mod teardown;
 
@@ -27,6 +28,7 @@ use crate::wait::wait_for;
 use certificates::Certificates;
 pub use component::{Component, Ready};
 pub use layout::{Layout, Slot};
+pub use names::serve_names;
 pub use targets::write_targets;
 
 /// The namespace of the Gateway.
@@ -180,8 +182,8 @@ impl Cluster {
             Ok(())
         })
         .await?;
-        timed("controller manager, scheduler, kubelet, proxy", async {
-            let names = ["controller-manager", "scheduler", "kubelet", "proxy"];
+        timed("controller manager, scheduler, kubelet, proxy, names", async {
+            let names = ["controller-manager", "scheduler", "kubelet", "proxy", "names"];
             for name in names {
                 component(name)?.launch()?;
             }
@@ -243,7 +245,7 @@ impl Cluster {
     }
 
     /// A process of the cluster, to kill, pause, resume or restart: `etcd`, `apiserver`, `containerd`,
-    /// `controller-manager`, `scheduler`, `kubelet`, `proxy`, `prometheus`, `targets`, `contour`, `envoy`.
+    /// `controller-manager`, `scheduler`, `kubelet`, `proxy`, `names`, `prometheus`, `targets`, `contour`, `envoy`.
     pub fn component(&self, name: &str) -> Result<&Component> {
         find(&self.components, name)
     }
