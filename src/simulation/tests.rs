@@ -370,6 +370,7 @@ fn a_second_try_is_not_judged_by_the_analysis_of_the_first() {
 #[test]
 fn a_drain_counts_again_after_somebody_wrote_weights_by_hand() {
     let mut world = deployed(spec("i:1", json!({})));
+    world.knobs.accept_delay = TimeDelta::zero();
     world.edit_spec(|spec| spec.template = template("i:2"));
     until(&mut world, |world| {
         world.status.phase == Phase::Promoting && world.now > world.status.seen.weight.as_ref().unwrap().since
@@ -386,7 +387,8 @@ fn an_abort_in_the_middle_of_promoting_comes_back() {
     let mut world = deployed(spec("i:1", json!({})));
     world.edit_spec(|spec| spec.template = template("i:2"));
     let (old, new) = (template("i:1").revision(), template("i:2").revision());
-    until(&mut world, |world| world.services["web-stable"].selects.as_ref() == Some(&new));
+    until(&mut world, |world| world.services["web-stable"].selects.as_ref() == Some(&new) && canary_share(world) == 0);
+    assert_eq!(world.status.phase, Phase::Promoting);
     world.edit_spec(|spec| spec.replicas = Some(8));
     say(&mut world, "1", crate::api::InterventionAction::Abort);
     world.run(TimeDelta::hours(1));
@@ -421,11 +423,16 @@ fn a_retry_of_what_is_being_tried_is_refused() {
 
 #[test]
 fn what_was_given_up_never_gets_traffic_again() {
-    let mut world = deployed(spec("i:1", json!({})));
+    let steps = json!({"steps": [{"pause": {"duration": "5s"}}, {"setWeight": 50}, {"pause": {"duration": "30s"}}]});
+    let mut world = deployed(spec("i:1", steps));
     world.edit_spec(|spec| spec.template = template("i:2"));
-    until(&mut world, |world| world.status.weight == Some(20));
+    until(&mut world, |world| world.status.weight == Some(50));
+    // The third revision has no pods yet when all is called off: the canary Service still selects the second.
+    world.edit_spec(|spec| spec.template = template("i:3"));
+    until(&mut world, |world| world.status.weight == Some(0));
     world.edit_spec(|spec| spec.template = template("i:1"));
-    until(&mut world, |world| world.status.weight == Some(0) && world.status.phase == Phase::Ready);
+    until(&mut world, |world| world.status.release.is_none());
+    assert!(!world.services["web-canary"].published.is_empty());
     world.kill_pods(&template("i:1").revision(), 100);
     let writes = world.writes.len();
     world.run(TimeDelta::hours(1));
