@@ -104,7 +104,7 @@ impl World {
         let settings = dir.join("git-settings.json");
         git.save(&settings)?;
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        Component::new(&dir, "git", std::env::current_exe()?)
+        Component::new(&dir, "git", dir.join("e2e"))
             .args(["git-server".to_owned(), format!("--root={}", text(&self.repositories))])
             .args([format!("--address={}", git.address()), format!("--settings={}", text(&settings))])
             .ready_when(Ready::Listens(git.address()))

@@ -25,6 +25,10 @@ pub fn components(layout: &Layout, tools: &Tools, certificates: &Certificates) -
         fs::create_dir_all(dir.join(folder))?;
     }
 
+    // A copy: the harness may be built anew while the cluster runs. The link leads to the program even then.
+    let harness = dir.join("e2e");
+    fs::copy("/proc/self/exe", &harness)?;
+
     let etcd = inside("etcd", tools.program("etcd")?)
         .args([
             format!("--data-dir={}", at("etcd")),
@@ -108,7 +112,7 @@ pub fn components(layout: &Layout, tools: &Tools, certificates: &Certificates) -
         ])
         .ready_when(Ready::Answers(format!("http://{node}:10256/healthz")));
 
-    let names = inside("names", std::env::current_exe()?).args([
+    let names = inside("names", harness.clone()).args([
         "names".to_owned(),
         format!("--kubeconfig={}", kubeconfig("admin")),
         format!("--address={node}:53"),
@@ -125,7 +129,7 @@ pub fn components(layout: &Layout, tools: &Tools, certificates: &Certificates) -
         .ready_when(Ready::Answers(format!("http://{node}:9090/-/ready")));
 
     // Debian's Prometheus cannot discover pods itself: this process writes them to a file that it watches.
-    let targets = Component::new(&dir, "targets", std::env::current_exe()?).args([
+    let targets = Component::new(&dir, "targets", harness).args([
         "targets".to_owned(),
         format!("--kubeconfig={}", kubeconfig("admin")),
         format!("--file={}", at("prometheus/targets/pods.json")),
