@@ -87,6 +87,11 @@ async fn story(world: &World) -> Result<Value> {
     let halfway = shop.release("v4").await?;
     started_weight(&shop, 20).await?;
     view(&shop, &["web"]).await?;
+    wait_for("clients to see v4", STEP, async || {
+        let seen = traffic.snapshot().versions.get("v4").copied().unwrap_or(0);
+        if seen >= 20 { Ok(()) } else { Err(anyhow!("{seen} answers so far")) }
+    })
+    .await?;
     line("$ git revert <v4> && git push");
     shop.revert(&halfway).await?;
     let pushed = Instant::now();

@@ -787,8 +787,8 @@ impl Decision<'_> {
                 }
                 AnalysisPhase::Passed => return Passage::AnotherRun,
                 _ => {
-                    let message =
-                        format!("the background analysis has not passed since this stage began: {}", run.message);
+                    let detail = if run.message.is_empty() { String::new() } else { format!(": {}", run.message) };
+                    let message = format!("the background analysis has not passed since this stage began{detail}");
                     background_wait = Some(wait_for(WaitOn::Analysis, None, &message));
                 }
             }

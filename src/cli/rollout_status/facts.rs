@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use crate::api::{Phase, ReleaseState, RolloutStatus};
+use crate::api::{Phase, Release, ReleaseState, RolloutStatus};
 use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
 use crate::cluster::objects::{AnalysisRunObject, Key, RolloutObject};
@@ -87,6 +87,13 @@ impl Facts {
             status,
             gaps: gaps.to_vec(),
         })
+    }
+
+    /// The release in flight, or the aborted one that git still asks for. One that a revert has settled is history:
+    /// its pods are kept for a time, and that is all.
+    pub fn release(&self) -> Option<&Release> {
+        let settled = |release: &Release| release.state == ReleaseState::Aborted && self.status.phase == Phase::Ready;
+        self.status.release.as_ref().filter(|release| !settled(release))
     }
 
     /// The operator has seen the present spec.

@@ -352,7 +352,7 @@ impl View {
             message: message(facts),
             what: what(facts),
             position: position(facts, &steps),
-            abort: status.release.as_ref().and_then(|release| release.abort.clone()),
+            abort: facts.release().and_then(|release| release.abort.clone()),
             waiting: waiting(facts),
             next: next(facts, &steps),
             ways: ways(facts),
@@ -420,7 +420,7 @@ fn what(facts: &Facts) -> What {
     What {
         revision,
         stable_revision: status.stable_revision.clone(),
-        attempt: status.release.as_ref().map(|release| release.attempt),
+        attempt: facts.release().map(|release| release.attempt),
         commit: facts.rollout.identity.annotations.get(names::SOURCE_COMMIT).cloned(),
         images: template
             .into_iter()
@@ -436,7 +436,7 @@ fn what(facts: &Facts) -> What {
 
 fn position(facts: &Facts, steps: &[Step]) -> Position {
     let status = &facts.status;
-    let release = status.release.as_ref();
+    let release = facts.release();
     let aborted = release.is_some_and(|release| release.state == ReleaseState::Aborted);
     let current = steps.iter().find(|step| step.state == StepState::Current);
     Position {
@@ -507,7 +507,7 @@ pub fn describe(effect: &Effect, rollout: &str) -> String {
 
 fn next(facts: &Facts, steps: &[Step]) -> Option<Next> {
     let timeline = facts.timeline.as_ref()?;
-    facts.status.release.as_ref().filter(|release| release.state != ReleaseState::Aborted)?;
+    facts.release().filter(|release| release.state != ReleaseState::Aborted)?;
     let ahead = steps.iter().find(|step| step.state == StepState::Ahead);
     let person = steps.iter().any(|step| step.state == StepState::Current && step.needs_person);
     Some(Next {
@@ -525,7 +525,7 @@ fn ways(facts: &Facts) -> Ways {
     let command = |verb: &str| format!("kubectl rollout-status {verb} {} -n {}", identity.name, identity.namespace);
     let commit = identity.annotations.get(names::SOURCE_COMMIT);
     let revert = commit.map(|commit| format!("git revert {}", short(commit))).into_iter();
-    match &status.release {
+    match facts.release() {
         Some(release) if release.state == ReleaseState::Aborted => {
             let by_revert = release.abort.as_ref().is_some_and(|abort| abort.cause == AbortCause::Revert);
             let commands = if by_revert { Vec::new() } else { revert.chain([command("retry")]).collect() };
@@ -547,7 +547,7 @@ pub fn short(commit: &str) -> &str {
 
 fn steps(facts: &Facts) -> Vec<Step> {
     let Some(timeline) = &facts.timeline else { return Vec::new() };
-    let Some(release) = &facts.status.release else { return Vec::new() };
+    let Some(release) = facts.release() else { return Vec::new() };
     let aborted_in = (release.state == ReleaseState::Aborted).then_some(release.stage);
     timeline
         .stages
@@ -612,7 +612,7 @@ type Run<'a> = (&'a str, &'a AnalysisRunSpec, AnalysisRunStatus);
 
 /// The AnalysisRuns of the present attempt, the background one first, then by step.
 fn runs_of_attempt(facts: &Facts) -> Vec<Run<'_>> {
-    let Some(release) = &facts.status.release else { return Vec::new() };
+    let Some(release) = facts.release() else { return Vec::new() };
     let mut runs: Vec<Run<'_>> = facts
         .runs
         .iter()
@@ -686,7 +686,12 @@ fn failed_metric(runs: &[Run<'_>]) -> Option<FailedMetric> {
         metric: metric.name.clone(),
         value: measurement.values.join(", "),
         bound: bound(metric),
-        query: metric.provider.prometheus.as_ref().map(|query| query.query.clone()).unwrap_or_default(),
+        query: metric
+            .provider
+            .prometheus
+            .as_ref()
+            .map(|query| query.query.split_whitespace().collect::<Vec<_>>().join(" "))
+            .unwrap_or_default(),
         at: measurement.at,
     })
 }
