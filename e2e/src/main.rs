@@ -1,7 +1,7 @@
 //! `e2e`: builds the tools, boots clusters, runs the demo and the stories.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
@@ -38,7 +38,7 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
-    /// Run the stories
+    /// Run the stories; with KUBECONFIG set on that cluster, those that can
     Test {
         /// Only those whose name contains one of these words
         words: Vec<String>,
@@ -118,7 +118,10 @@ async fn perform(task: Task) -> Result<ExitCode> {
         Task::Test { words } => {
             let chosen = stories::select(&words)?;
             let tools = tokio::task::spawn_blocking(Tools::ready).await??;
-            let world = World::start(&tools).await?;
+            let world = match std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()) {
+                Some(kubeconfig) => World::connect(&tools, Path::new(&kubeconfig)).await?,
+                None => World::start(&tools).await?,
+            };
             let tally = stories::run(&world, &chosen).await?;
             drop(world);
             println!("\n{}", tally.closing_line());

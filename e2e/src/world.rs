@@ -11,7 +11,7 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use crate::cluster::{Cluster, Component, Options, Ready};
+use crate::cluster::{Cluster, Component, Options, Ready, said};
 use crate::command::{Command, Output};
 use crate::git_server::GitServer;
 use crate::images;
@@ -41,11 +41,33 @@ pub struct World {
     folder: tempfile::TempDir,
     repositories: PathBuf,
     binaries: PathBuf,
+    images: Images,
     shops: AtomicU32,
     requests: u32,
 }
 
+/// What the cluster runs.
+struct Images {
+    operator: String,
+    demo: String,
+    pull_policy: &'static str,
+}
+
 impl World {
+    /// Installs the operator on somebody else's cluster, which can pull both images. `SLUICE_E2E_IMAGE` is the
+    /// operator's, `SLUICE_E2E_DEMO` the repository of the demo application with its versions as tags; see
+    /// [`Cluster::connect`] for what else the environment must say.
+    pub async fn connect(tools: &Tools, kubeconfig: &Path) -> Result<Self> {
+        let binaries = timed("the operator's binaries", binaries()).await?;
+        let images = Images {
+            operator: said("SLUICE_E2E_IMAGE", "the operator's image, as repository:tag")?,
+            demo: said("SLUICE_E2E_DEMO", "the repository of the demo application's image")?,
+            pull_policy: "IfNotPresent",
+        };
+        let cluster = Cluster::connect(tools, kubeconfig).await?;
+        Self::on(cluster, tools, binaries, images).await
+    }
+
     /// Builds the images, boots a cluster and installs the operator.
     pub async fn start(tools: &Tools) -> Result<Self> {
         let binaries = timed("the operator's binaries", binaries()).await?;
@@ -53,6 +75,16 @@ impl World {
         let operator =
             timed("image of the operator", images::operator_archive(tools, &binaries.join("sluice"))).await?;
         let cluster = Cluster::start(tools, Options { images: vec![demo, operator] }).await?;
+        let images = Images {
+            operator: images::OPERATOR.to_owned(),
+            demo: images::DEMO.to_owned(),
+            // They come from nowhere but the archives.
+            pull_policy: "Never",
+        };
+        Self::on(cluster, tools, binaries, images).await
+    }
+
+    async fn on(cluster: Cluster, tools: &Tools, binaries: PathBuf, images: Images) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let repositories = cluster.dir().unwrap_or_else(|| folder.path().to_owned()).join("git");
         let git = GitServer::start(repositories.clone(), cluster.host_address()).await?;
@@ -63,6 +95,7 @@ impl World {
             folder,
             repositories,
             binaries,
+            images,
             shops: AtomicU32::new(0),
             requests: 50,
         };
@@ -71,13 +104,14 @@ impl World {
     }
 
     async fn install(&self) -> Result<()> {
-        let (repository, tag) = images::OPERATOR.rsplit_once(':').context("the image has no tag")?;
+        let (repository, tag) = self.images.operator.rsplit_once(':').context("the image has no tag")?;
         self.helm()?
             .args(["upgrade", "--install", "sluice"])
             .arg(project().join("charts/sluice"))
             .args(["--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s"])
             .args(["--set", &format!("image.repository={repository}"), "--set", &format!("image.tag={tag}")])
-            .args(["--set", "image.pullPolicy=Never", "--set", &format!("clusterName={CLUSTER_NAME}")])
+            .args(["--set", &format!("image.pullPolicy={}", self.images.pull_policy)])
+            .args(["--set", &format!("clusterName={CLUSTER_NAME}")])
             .args(["--set", "sync.enabled=true"])
             .within(Duration::from_secs(150))
             .ok()
@@ -247,7 +281,7 @@ impl Shop<'_> {
     /// Writes the manifests for `version` into the clone.
     pub fn write(&self, version: &str) -> Result<()> {
         let mut text = include_str!("../manifests/shop.yaml")
-            .replace("${IMAGE}", &format!("{}:{version}", images::DEMO))
+            .replace("${IMAGE}", &format!("{}:{version}", self.world.images.demo))
             .replace("${HOST}", &self.host);
         for (from, to) in &self.replaced {
             if !text.contains(from) {
@@ -341,7 +375,7 @@ impl Shop<'_> {
 
     /// Waits until the Rollout serves `version` for good.
     pub async fn promoted(&self, version: &str, bound: Duration) -> Result<Value> {
-        let image = format!("{}:{version}", images::DEMO);
+        let image = format!("{}:{version}", self.world.images.demo);
         wait_for(&format!("{version} to be promoted in {}", self.namespace), bound, async || {
             let rollout = self.rollout().await?;
             let wanted = rollout.pointer("/spec/template/spec/containers/0/image").and_then(Value::as_str);

@@ -119,8 +119,10 @@ impl Cluster {
     }
 
     /// Uses a cluster that is there already. What the harness cannot find out must be said by the environment:
-    /// `SLUICE_E2E_GATEWAY` (address and port of the Gateway), `SLUICE_E2E_PROMETHEUS` (its URL) and
-    /// `SLUICE_E2E_HOST` (an address of this machine that pods reach).
+    /// `SLUICE_E2E_GATEWAY` (address and port of the Gateway `web` in the namespace `gateway`),
+    /// `SLUICE_E2E_PROMETHEUS` (its URL; it scrapes pods with the annotation `prometheus.io/scrape` and labels their
+    /// samples with `namespace` and, from the pod's label, `revision`) and `SLUICE_E2E_HOST` (an address of this
+    /// machine that pods reach).
     pub async fn connect(tools: &Tools, kubeconfig: &Path) -> Result<Self> {
         let addresses = Addresses {
             gateway: said("SLUICE_E2E_GATEWAY", "address and port of the Gateway")?,
@@ -394,7 +396,7 @@ impl Drop for Cluster {
 }
 
 /// A setting that the environment must hold.
-fn said<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str, what: &str) -> Result<T> {
+pub(crate) fn said<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str, what: &str) -> Result<T> {
     let value = std::env::var(name).map_err(|_| anyhow!("with KUBECONFIG set, {name} must say {what}"))?;
     value.parse().with_context(|| format!("{name}={value}: not {what}"))
 }
