@@ -355,3 +355,188 @@ fn standard(rollout: &RolloutObject, revision: &str) -> BTreeMap<String, String>
     .map(|(name, value)| (name.to_owned(), value))
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::core::DynamicObject;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn put(index: &Index, kind: Kind, mut object: Value) {
+        object["apiVersion"] = json!(kind.resource().api_version);
+        object["kind"] = json!(kind.name());
+        if !kind.is_cluster_scoped() {
+            object["metadata"]["namespace"] = json!("shop");
+        }
+        let object: DynamicObject = serde_json::from_value(object).unwrap();
+        index.apply(kind, &object);
+    }
+
+    fn rollout(name: &str, created: &str) -> Value {
+        json!({
+            "metadata": {"name": name, "uid": name, "resourceVersion": "1", "generation": 1, "creationTimestamp": created},
+            "spec": {"selector": {"matchLabels": {"app": "web"}},
+                "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}},
+                "strategy": {"canary": {"stableService": "web-stable", "canaryService": "web-canary",
+                    "trafficRouting": {"gatewayAPI": {"httpRoutes": [{"name": "web"}]}},
+                    "analysis": {"templates": [{"templateName": "errors"}]},
+                    "steps": [{"setWeight": 20}]}}}
+        })
+    }
+
+    fn service(name: &str, selector: Value) -> Value {
+        json!({"metadata": {"name": name, "uid": name, "resourceVersion": "1"}, "spec": {"selector": selector}})
+    }
+
+    fn route(canary: &str) -> Value {
+        json!({
+            "metadata": {"name": "web", "uid": "route", "resourceVersion": "1", "generation": 1},
+            "spec": {"rules": [{"backendRefs": [
+                {"name": "web-stable", "port": 80, "weight": 100}, {"name": canary, "port": 80, "weight": 0}]}]}
+        })
+    }
+
+    fn template(provider: &str) -> Value {
+        json!({
+            "metadata": {"name": "errors", "uid": "errors", "resourceVersion": "1"},
+            "spec": {"metrics": [{"name": "rate", "interval": "5s", "successCondition": "result[0] < 0.1",
+                "provider": {"prometheus": {"name": provider, "query": "up"}}}]}
+        })
+    }
+
+    /// Everything the Rollout `web` needs.
+    fn whole() -> Index {
+        let index = Index::default();
+        put(&index, Kind::Rollout, rollout("web", "2026-01-01T00:00:00Z"));
+        put(&index, Kind::Service, service("web-stable", json!({"app": "web", "sluice.dev/revision": "abc"})));
+        put(&index, Kind::Service, service("web-canary", json!({"app": "web"})));
+        put(&index, Kind::HttpRoute, route("web-canary"));
+        put(&index, Kind::AnalysisTemplate, template("prom"));
+        put(
+            &index,
+            Kind::ClusterMetricProvider,
+            json!({"metadata": {"name": "prom", "uid": "prom", "resourceVersion": "1"},
+                   "spec": {"prometheus": {"address": "http://prometheus:9090"}}}),
+        );
+        index
+    }
+
+    fn look(index: &Index, name: &str) -> Snapshot {
+        let rollout = index.rollout(&Key::new("shop", name)).unwrap();
+        observe(index, &rollout, LedgerState::default(), 1).unwrap()
+    }
+
+    /// The one problem of `web`, as reason, field and message.
+    fn problem(index: &Index) -> (String, String, String) {
+        let problems = look(index, "web").problems;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let problem = problems.into_iter().next().unwrap();
+        (problem.reason, problem.field.unwrap_or_default(), problem.message)
+    }
+
+    #[test]
+    fn a_whole_rollout_has_no_problems() {
+        let snapshot = look(&whole(), "web");
+        assert_eq!(snapshot.problems, []);
+        assert_eq!(snapshot.services["web-stable"].selects.as_deref(), Some("abc"));
+        assert_eq!(snapshot.services["web-canary"].selects, None);
+        assert_eq!(snapshot.routes["web"].rules.len(), 1);
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_field() {
+        let index = whole();
+        index.remove(Kind::Service, &Key::new("shop", "web-canary"), "web-canary");
+        let (reason, field, message) = problem(&index);
+        assert_eq!((reason.as_str(), field.as_str()), ("ServiceNotFound", "spec.strategy.canary.canaryService"));
+        assert!(message.contains("shop/web-canary"), "{message}");
+
+        let index = whole();
+        index.remove(Kind::HttpRoute, &Key::new("shop", "web"), "route");
+        let (reason, field, _) = problem(&index);
+        assert_eq!(reason, "RouteNotFound");
+        assert_eq!(field, "spec.strategy.canary.trafficRouting.gatewayAPI.httpRoutes[0].name");
+
+        let index = whole();
+        index.remove(Kind::AnalysisTemplate, &Key::new("shop", "errors"), "errors");
+        let (reason, field, _) = problem(&index);
+        assert_eq!(reason, "AnalysisTemplateNotFound");
+        assert_eq!(field, "spec.strategy.canary.analysis.templates[0].templateName");
+
+        let index = whole();
+        index.remove(Kind::ClusterMetricProvider, &Key::new("", "prom"), "prom");
+        let (reason, _, message) = problem(&index);
+        assert_eq!(reason, "MetricProviderNotFound");
+        assert!(message.contains("ClusterMetricProvider prom"), "{message}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_the_near_miss() {
+        let index = whole();
+        put(&index, Kind::HttpRoute, {
+            let mut route = route("web-canray");
+            route["metadata"]["resourceVersion"] = json!("2");
+            route
+        });
+        let (reason, _, message) = problem(&index);
+        assert_eq!(reason, "RouteNotSteerable");
+        assert!(message.contains("web-canary") && message.contains("web-canray"), "{message}");
+
+        let index = whole();
+        let mut other = service("web-stable", json!({"app": "api"}));
+        other["metadata"]["resourceVersion"] = json!("2");
+        put(&index, Kind::Service, other);
+        let (reason, field, message) = problem(&index);
+        assert_eq!(
+            (reason.as_str(), field.as_str()),
+            ("ServiceSelectorMismatch", "spec.strategy.canary.stableService")
+        );
+        assert!(message.contains("app=api"), "{message}");
+    }
+
+    #[test]
+    fn a_service_and_a_route_have_one_rollout() {
+        let index = whole();
+        put(&index, Kind::Rollout, rollout("rival", "2026-02-01T00:00:00Z"));
+        assert_eq!(look(&index, "web").problems, [], "the elder is not disturbed");
+        let rival = look(&index, "rival");
+        let reasons: Vec<&str> = rival.problems.iter().map(|problem| problem.reason.as_str()).collect();
+        assert_eq!(reasons, ["ServiceClaimed", "ServiceClaimed", "RouteClaimed"]);
+        assert!(rival.problems[0].message.contains("shop/web"), "{}", rival.problems[0].message);
+        assert!(rival.services.is_empty() && rival.routes.is_empty(), "what is claimed cannot be moved");
+    }
+
+    #[test]
+    fn ready_endpoints_are_counted_by_revision() {
+        let index = whole();
+        let slice = |name: &str, pods: &[&str], version: &str| {
+            let endpoints: Vec<Value> = pods
+                .iter()
+                .map(|pod| json!({"conditions": {"ready": true}, "targetRef": {"kind": "Pod", "name": pod}}))
+                .collect();
+            json!({"metadata": {"name": name, "uid": name, "resourceVersion": version,
+                "labels": {"kubernetes.io/service-name": "web-stable"}}, "endpoints": endpoints})
+        };
+        put(&index, Kind::EndpointSlice, slice("a", &["web-abc-x1", "web-abc-x2", "other-1"], "1"));
+        put(&index, Kind::EndpointSlice, slice("b", &["web-def-x3"], "1"));
+        let ready = &look(&index, "web").services["web-stable"].ready;
+        assert_eq!(ready.get("abc"), Some(&2));
+        assert_eq!(ready.get("def"), Some(&1));
+        assert_eq!(ready.get(""), Some(&1), "a stranger's pod is no revision's");
+    }
+
+    #[test]
+    fn a_status_that_was_lost_is_no_first_deploy() {
+        let index = whole();
+        put(
+            &index,
+            Kind::ReplicaSet,
+            json!({"metadata": {"name": "web-abc", "uid": "s", "resourceVersion": "1",
+                    "labels": {"sluice.dev/rollout": "web", "sluice.dev/revision": "abc"},
+                    "ownerReferences": [{"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "name": "web", "uid": "web", "controller": true}]},
+                "spec": {"replicas": 2, "template": {}}, "status": {"replicas": 2, "readyReplicas": 2}}),
+        );
+        assert_eq!(look(&index, "web").status.stable_revision.as_deref(), Some("abc"));
+    }
+}
