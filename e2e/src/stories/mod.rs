@@ -3,6 +3,7 @@
 //! A story asserts what a user would see: weights measured by traffic, commits, conditions, exit codes. It waits
 //! for conditions, each with a bound, and leaves its namespace behind for the logs.
 
+mod admission;
 mod faults;
 mod git;
 mod people;
@@ -42,6 +43,7 @@ macro_rules! story {
 /// All of them, in the order in which they run.
 pub fn all() -> Vec<Story> {
     vec![
+        story!(180, admission::bad_objects_are_refused_with_the_field_and_the_cure),
         story!(180, releases::a_good_release_is_promoted_step_by_step),
         story!(180, releases::a_bad_release_is_aborted_by_its_metrics_and_its_revert_makes_it_ready),
         story!(180, git::a_revert_stops_a_release_half_way),
