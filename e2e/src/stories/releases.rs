@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 
+use crate::traffic::Traffic;
+use crate::wait::wait_for;
 use crate::world::{World, none_lost};
 
 const STEP: Duration = Duration::from_secs(40);
@@ -22,8 +24,7 @@ pub(super) async fn a_good_release_is_promoted_step_by_step(world: &World) -> Re
     ensure!(waited.code == Some(0), "--until promoted ended with {:?}: {}", waited.code, waited.stderr);
     let rollout = shop.promoted("v2", WHOLE).await?;
     ensure!(rollout["metadata"]["annotations"]["sluice.dev/source-commit"] == commit.as_str(), "the commit is stamped");
-    let window = traffic.window(Duration::from_secs(2));
-    ensure!(window.share("v2") > 0.99, "after promotion clients see {:?}", window.versions);
+    only(&traffic, "v2").await?;
     none_lost(&traffic.stop().await)?;
     let log = shop.recorded(Duration::from_secs(60)).await?;
     let events: Vec<_> = log.iter().filter_map(|entry| entry.trailer("Rollout-Event")).collect();
@@ -58,8 +59,7 @@ pub(super) async fn a_bad_release_is_aborted_by_its_metrics_and_its_revert_makes
     shop.revert(&commit).await?;
     let ready = shop.promoted("v1", WHOLE).await?;
     ensure!(ready["status"]["phase"] == "Ready", "the revert makes it ready");
-    let window = traffic.window(Duration::from_secs(2));
-    ensure!(window.share("v1") > 0.99, "after the abort clients see {:?}", window.versions);
+    only(&traffic, "v1").await?;
     none_lost(&traffic.stop().await)?;
     let log = shop.recorded(Duration::from_secs(60)).await?;
     let abort = log.iter().find(|entry| entry.trailer("Rollout-Event") == Some("Aborted"));
@@ -83,4 +83,13 @@ pub(super) async fn two_rollouts_move_at_the_same_time(world: &World) -> Result<
     tokio::try_join!(one.recorded(Duration::from_secs(60)), two.recorded(Duration::from_secs(60)))?;
     one.remove().await?;
     two.remove().await
+}
+
+/// Waits until clients see this version only.
+async fn only(traffic: &Traffic, version: &str) -> Result<()> {
+    wait_for(&format!("clients to see {version} only"), Duration::from_secs(15), async || {
+        let window = traffic.window(Duration::from_secs(2));
+        if window.share(version) > 0.99 { Ok(()) } else { Err(anyhow!("they see {:?}", window.versions)) }
+    })
+    .await
 }
