@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
 
 use crate::tools::project;
 use crate::world::World;
@@ -11,7 +12,8 @@ use crate::world::World;
 const NAMESPACE: &str = "admission";
 
 pub(super) async fn bad_objects_are_refused_with_the_field_and_the_cure(world: &World) -> Result<()> {
-    world.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}")).await?;
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+    world.apply(&namespace.to_string()).await?;
     for file in files("accepted")? {
         let output = kubectl(world, "apply", &file).await?;
         ensure!(output.code == Some(0), "{} is refused: {}", file.display(), output.stderr);
