@@ -113,7 +113,12 @@ impl Component {
         };
         let log = File::options().create(true).append(true).open(self.log())?;
         command
-            .args(["-f", "sh", "-c", "echo $$ > \"$0.new\" && mv \"$0.new\" \"$0\" && exec \"$@\""])
+            .args([
+                "-f",
+                "sh",
+                "-c",
+                "read -r stat < /proc/$$/stat; echo \"$stat\" > \"$0.new\" && mv \"$0.new\" \"$0\" && exec \"$@\"",
+            ])
             .arg(&pid_file)
             .arg(&self.program)
             .args(&self.arguments)
@@ -206,16 +211,7 @@ impl Component {
     /// Its process, while it lives.
     #[must_use]
     pub fn pid(&self) -> Option<Pid> {
-        let pid = fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok().and_then(Pid::from_raw)?;
-        // The number may belong to somebody else by now; what this cluster started mentions its folder or program.
-        alive(pid).then_some(pid).filter(|pid| self.is(*pid))
-    }
-
-    fn is(&self, pid: Pid) -> bool {
-        let Ok(line) = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())) else { return false };
-        let first = line.split(|byte| *byte == 0).next().unwrap_or_default();
-        // Just before the exec it is still the shell that carries the pid file's path.
-        first == self.program.as_os_str().as_encoded_bytes() || first == b"sh"
+        recorded(&self.pid_file())
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -251,11 +247,36 @@ impl Component {
     }
 }
 
+/// The process that a pid file names, while it lives. The file holds the line that the kernel had for the process
+/// when it began: the number may belong to somebody else by now, the moment it began cannot. What the process is
+/// called says nothing, because for a moment of its exec it has no name at all.
+pub(crate) fn recorded(pid_file: &Path) -> Option<Pid> {
+    let begun = fs::read_to_string(pid_file).ok()?;
+    let pid = begun.split(' ').next()?.parse().ok().and_then(Pid::from_raw)?;
+    let now = living(pid)?;
+    (started(&now).is_some() && started(&now) == started(&begun)).then_some(pid)
+}
+
 /// Whether a process exists and has not ended; one that nobody has waited for yet has ended.
 pub(crate) fn alive(pid: Pid) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) else { return false };
-    // The name before it is in brackets and may hold anything.
-    !matches!(stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()), None | Some('Z' | 'X'))
+    living(pid).is_some()
+}
+
+/// The kernel's line for a process that has not ended.
+fn living(pid: Pid) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    let ended = matches!(after_name(&stat).next(), None | Some("Z" | "X"));
+    (!ended).then_some(stat)
+}
+
+/// When the process began, in ticks since the machine started (field 22 of proc(5)).
+fn started(stat: &str) -> Option<&str> {
+    after_name(stat).nth(19)
+}
+
+/// The fields from the third on; the second, the name, is in brackets and may hold anything.
+fn after_name(stat: &str) -> impl Iterator<Item = &str> {
+    stat.rsplit(')').next().unwrap_or_default().split_whitespace()
 }
 
 #[cfg(test)]
@@ -291,5 +312,33 @@ mod tests {
             .ready_when(Ready::Socket(dir.path().join("never")));
         let error = component.start().await.unwrap_err().to_string();
         assert!(error.contains("/no/such/file"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_component_is_itself_whatever_its_process_is_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let component = Component::new(dir.path(), "renamed", crate::tools::find("bash").unwrap())
+            .args(["-c", "exec -a '' sleep 60"])
+            .ready_when(Ready::Running);
+        component.start().await.unwrap();
+        let pid = component.pid().unwrap();
+        let begun = Instant::now();
+        while !fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap().starts_with(b"\0") {
+            assert!(begun.elapsed() < END, "it was not renamed");
+        }
+        assert_eq!(component.pid(), Some(pid));
+        component.kill().unwrap();
+    }
+
+    #[test]
+    fn a_number_that_was_given_to_somebody_else_is_not_the_component() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let own = fs::read_to_string("/proc/self/stat").unwrap();
+        fs::write(&file, &own).unwrap();
+        assert_eq!(recorded(&file), Some(rustix::process::getpid()));
+        let moment = started(&own).unwrap().to_owned();
+        fs::write(&file, own.replace(&moment, "1")).unwrap();
+        assert_eq!(recorded(&file), None);
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::cluster::component::alive;
+use crate::cluster::component::{self, alive};
 use crate::cluster::layout::Layout;
 use crate::command::run;
 
@@ -34,20 +34,15 @@ pub fn clean(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Processes whose pid file is in the cluster's folder and that still mention it.
+/// Processes whose pid file is in the cluster's folder.
 fn recorded(layout: &Layout, only: Option<&str>) -> BTreeSet<i32> {
     let folder = layout.dir().join("pids");
     let Ok(entries) = fs::read_dir(folder) else { return BTreeSet::new() };
-    let dir = layout.dir();
     entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|path| only.is_none_or(|only| path.file_name().is_some_and(|name| name == only)))
-        .filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok())
-        .filter(|pid: &i32| {
-            // The number may have been given to somebody else since.
-            fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&*dir.to_string_lossy()))
-        })
+        .filter_map(|path| component::recorded(&path))
+        .map(Pid::as_raw_pid)
         .collect()
 }
 
