@@ -192,7 +192,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit, RehearseError> {
     let directory = arguments.ledger.as_deref().or_else(|| scratch.as_ref().map(tempfile::TempDir::path));
     let ledger = Ledger::local(directory.unwrap_or(Path::new(".")), CLUSTER)?;
     record(&ledger, declaration, &rehearsal)?;
-    let log = Log { branch: ledger.branch().to_owned(), directory: arguments.ledger.clone(), commits: ledger.log()? };
+    let log = Log { branch: ledger.branch()?, directory: arguments.ledger.clone(), commits: ledger.log()? };
     let document = document(declaration, &before, &rehearsal, assumptions, log);
     match arguments.output {
         Output::Json => writeln!(io::stdout().lock(), "{}", serde_json::to_string_pretty(&document)?)?,

@@ -27,7 +27,9 @@ use crate::cluster::kinds::Kind;
 use crate::cluster::objects::{DeployRepoObject, Key, RolloutObject};
 use crate::cluster::write::{WriteError, Writer};
 use crate::engine::LedgerState;
-use crate::git::{GitCache, GitError, Ledger, LedgerContents, LedgerEntry, PushPolicy, RemoteAddress, Repository};
+use crate::git::{
+    Epoch, GitCache, GitError, Ledger, LedgerContents, LedgerEntry, PushPolicy, RemoteAddress, Repository,
+};
 use crate::telemetry::{Metrics, Success};
 
 /// Transitions in one push at most. More follow with the next one.
@@ -329,10 +331,15 @@ impl<R: Remotes> LedgerController<R> {
         let Ok(spec) = &repo.spec else { return Ok(()) };
         let opened = self.parts.remotes.open(&repo.identity.namespace, spec).await;
         let repository = opened.inspect_err(|_| session.opener = session.opener.wrapping_add(1))?;
-        let left = repos.iter().find_map(|repo| {
-            let status = repo.status.as_ref()?;
-            status.log_tip.clone().filter(|_| status.log_branch.as_deref() == Some(key.branch().as_str()))
-        });
+        let left = repos
+            .iter()
+            .filter_map(|repo| {
+                let status = repo.status.as_ref()?;
+                let (branch, tip) = (status.log_branch.as_deref()?, status.log_tip.as_deref()?);
+                Some((Epoch::parse(&key.cluster, branch)?, branch, tip))
+            })
+            .max_by_key(|(epoch, ..)| *epoch)
+            .map(|(_, branch, tip)| (branch, tip));
         let ledger = repository.ledger(&key.cluster)?.expecting(left);
         session.open = Some(Open { ledger, repo: repo.identity.uid.clone(), generation: repo.identity.generation });
         Ok(())

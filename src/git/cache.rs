@@ -304,7 +304,7 @@ fn private_directory(path: &Path) -> Result<()> {
         .map_err(|error| GitError::Storage { detail: format!("{}: {error}", path.display()) })
 }
 
-fn private_file(path: &Path, text: &str) -> Result<PathBuf> {
+pub(super) fn private_file(path: &Path, text: &str) -> Result<PathBuf> {
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(storage)?;
     file.write_all(text.as_bytes()).map_err(storage)?;
     Ok(path.to_owned())

@@ -2,47 +2,83 @@
 //!
 //! Commits are built in our own bare repository without a work tree, and pushed as a plain fast-forward; nothing
 //! is ever forced, merged or rebased. A push whose answer was lost is looked up before anything is pushed again,
-//! by uid and number, so a transition is never written twice. A branch that is not as we left it is an incident
-//! for people, not something to mend.
+//! by uid and number, so a transition is never written twice. A branch that is not as we left it is an incident: it
+//! stays as it was found, the next epoch goes on from what we know, citing both, and people are told. That happens
+//! once; a second time before they have looked, nothing is written any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{ChildStdin, ChildStdout};
 
 use super::address::check_branch;
-use super::cache::{Remote, Repository, Store, Timeouts, remote_head};
-use super::command::{Git, Process};
+use super::cache::{Remote, Repository, Store, Timeouts};
+use super::command::Git;
+use super::epoch::Epoch;
 use super::error::{GitError, Rejection, Result, Scrubber, classify, detail};
-use super::ledger_entry::{LedgerEntry, Rendered, StateFile, overview, state_path};
+use super::import::{Import, NewCommit, seconds};
+use super::ledger_entry::{LedgerEntry, Rendered, SCHEMA, StateFile, overview, state_path};
+use super::signing::Signer;
 use super::source::{read_objects, tree_line};
-use crate::api::{PodTemplate, names};
+use crate::api::{Epochs, PodTemplate};
 
 /// What one ledger holds is read into memory whole; more than this is refused.
 const LARGEST_TREE: usize = 64 * 1024 * 1024;
 /// After so many appends our own repository is tidied.
 const TIDY_AFTER: u32 = 100;
 
+/// The name that stands in every commit, as author and as committer.
+const WRITER: &str = "Sluice";
+/// What the first commit of an epoch says of the branch before it.
+const CITATION: &str = "--format=%(trailers:key=Rollout-Prev-Epoch,valueonly,separator=%x20)";
+
 type Key = (String, String);
 
 /// The ledger of one cluster in one repository.
 pub struct Ledger {
     cluster: String,
-    branch: String,
+    policy: LedgerPolicy,
     store: Arc<tokio::sync::Mutex<Store>>,
     remote: Option<Arc<Remote>>,
     timeouts: Timeouts,
     memory: tokio::sync::Mutex<Memory>,
 }
 
+/// How a ledger is written.
+#[derive(Clone, Debug, Default)]
+pub struct LedgerPolicy {
+    /// When a new branch is begun.
+    pub epochs: Epochs,
+    /// Signs the last commit of each push.
+    pub signer: Option<Signer>,
+    /// The branch that was begun after a fork, once people have looked at it.
+    pub acknowledged_fork: Option<String>,
+}
+
+/// The branch was not as we left it, and another one was begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fork {
+    /// The branch that is written since, or will be with the next transition.
+    pub branch: String,
+    /// The one that is not as we left it.
+    pub previous: String,
+    /// The tip that it should have or contain.
+    pub expected: String,
+    /// The tip it has instead, or `gone`.
+    pub found: String,
+}
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// The tip of the branch, if it exists.
+    /// The branch that is written.
+    pub branch: String,
+    /// Its tip, if it exists.
     pub tip: Option<String>,
+    /// It was begun after a fork that nobody has acknowledged.
+    pub fork: Option<Fork>,
     /// The transitions asked for, as uid and number: each of them is in the ledger now.
     pub recorded: Vec<(String, i64)>,
 }
@@ -50,8 +86,12 @@ pub struct Appended {
 /// What the ledger says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LedgerContents {
-    /// The tip of the branch; none while nothing was ever recorded.
+    /// The branch that is written.
+    pub branch: String,
+    /// Its tip; none while nothing was ever recorded.
     pub tip: Option<String>,
+    /// It was begun after a fork that nobody has acknowledged.
+    pub fork: Option<Fork>,
     /// Each Rollout, by namespace and name.
     pub rollouts: BTreeMap<(String, String), RecordedRollout>,
 }
@@ -73,8 +113,8 @@ pub struct RecordedRollout {
 struct Memory {
     /// What the branch holds; `None` until it was looked at, and after any result that is not certain.
     known: Option<Known>,
-    /// The last tip that is certain to be in the branch.
-    confirmed: Option<String>,
+    /// The last tip that is certain to be in the ledger, and its branch.
+    confirmed: Option<(Epoch, String)>,
     /// What may have been pushed without an answer.
     attempted: BTreeSet<(String, i64)>,
     /// The branch was looked at since this writer began. Before that, more of our own entries may be found.
@@ -84,13 +124,41 @@ struct Memory {
 
 #[derive(Clone, Default)]
 struct Known {
+    epoch: Epoch,
     tip: Option<String>,
+    /// What the next commit begins before it.
+    begins: Option<Beginning>,
+    /// The epoch was begun after this fork.
+    fork: Option<Fork>,
+    /// The time of the newest transition.
+    newest: Option<DateTime<Utc>>,
     states: BTreeMap<Key, StateFile>,
     aborted: BTreeMap<Key, BTreeMap<String, String>>,
     /// Hashes of the recorded templates, with their objects.
     templates: BTreeMap<String, String>,
     /// The last commit of each Rollout, as far as it is known.
     commits: BTreeMap<Key, String>,
+}
+
+/// An epoch that is begun with the next commit.
+#[derive(Clone)]
+struct Beginning {
+    /// The epoch before, and its last tip as we know it.
+    previous: (Epoch, String),
+    /// The newest one that exists.
+    after: Epoch,
+    basis: Basis,
+}
+
+/// What an epoch begins with.
+#[derive(Clone)]
+enum Basis {
+    /// The tree of this commit: at a quarter's end.
+    Tree(String),
+    /// This commit with all its history: after a fork, so that what we had written stays in the repository.
+    History(String),
+    /// Nothing: all that was written is lost.
+    Nothing,
 }
 
 impl Ledger {
@@ -108,28 +176,39 @@ impl Ledger {
         Ok(LocalLedger { ledger, directory: directory.to_owned() })
     }
 
+    /// Written in this way.
+    #[must_use]
+    pub fn with_policy(mut self, policy: LedgerPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
     fn new(cluster: &str, store: Arc<tokio::sync::Mutex<Store>>, timeouts: Timeouts) -> Result<Self> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
         if cluster.is_empty() || cluster.len() > 63 || !cluster.chars().all(plain) {
             let reason = "a cluster's name has 1 to 63 lower-case letters, digits, dashes and dots".to_owned();
             return Err(GitError::InvalidName { field: "cluster", value: cluster.chars().take(200).collect(), reason });
         }
-        let branch = format!("{}{cluster}", names::LOG_BRANCH_PREFIX);
-        check_branch("cluster", &branch)?;
+        check_branch("cluster", &Epoch::First.branch(cluster))?;
         let memory = tokio::sync::Mutex::default();
-        Ok(Self { cluster: cluster.to_owned(), branch, store, remote: None, timeouts, memory })
+        let policy = LedgerPolicy::default();
+        Ok(Self { cluster: cluster.to_owned(), policy, store, remote: None, timeouts, memory })
     }
 
-    /// The tip that this writer, or one before it, is known to have left: a branch that does not hold it was
-    /// rewritten.
-    pub fn expecting(mut self, tip: Option<String>) -> Self {
-        self.memory.get_mut().confirmed = tip;
+    /// The branch and the tip that this writer, or one before it, is known to have left: a ledger that does not hold
+    /// it was rewritten. A branch that is none of this ledger's says nothing.
+    #[must_use]
+    pub fn expecting(mut self, left: Option<(&str, &str)>) -> Self {
+        let epoch = |branch| Epoch::parse(&self.cluster, branch);
+        self.memory.get_mut().confirmed = left.and_then(|(branch, tip)| Some((epoch(branch)?, tip.to_owned())));
         self
     }
 
-    /// The branch.
-    pub fn branch(&self) -> &str {
-        &self.branch
+    /// The branch that is written, as far as it is known.
+    pub async fn branch(&self) -> String {
+        let memory = self.memory.lock().await;
+        let known = memory.known.as_ref().map(|known| known.epoch);
+        known.or(memory.confirmed.as_ref().map(|(epoch, _)| *epoch)).unwrap_or_default().branch(&self.cluster)
     }
 
     /// Writes these transitions, in the order of their times, and pushes them. On success every one of them is
@@ -168,14 +247,19 @@ impl Ledger {
             // This directory belongs to a person.
             return Err(GitError::Corrupt { remote: store.directory.display().to_string(), detail: detail.to_owned() });
         }
-        tracing::warn!(branch = self.branch, detail, "the local copy of the ledger is damaged and made anew");
+        tracing::warn!(cluster = self.cluster, detail, "the local copy of the ledger is damaged and made anew");
         store.discard()
     }
 
     async fn try_read(&self, memory: &mut Memory, store: &Store) -> Result<LedgerContents> {
         self.look(memory, store, &[]).await?;
         let known = memory.known.clone().unwrap_or_default();
-        let mut contents = LedgerContents { tip: known.tip, ..LedgerContents::default() };
+        let mut contents = LedgerContents {
+            branch: known.epoch.branch(&self.cluster),
+            fork: self.alarm(&known),
+            tip: known.tip,
+            rollouts: BTreeMap::new(),
+        };
         let mut wanted = Vec::new();
         for (key, state) in &known.states {
             let good = state.last_good.as_ref();
@@ -216,32 +300,28 @@ impl Ledger {
         if memory.known.is_none() || self.remote.is_none() {
             self.look(memory, store, entries).await?;
         }
-        for again in [true, false] {
-            let known = memory.known.clone().unwrap_or_default();
+        for again in [true, true, false] {
+            let mut known = memory.known.clone().unwrap_or_default();
             let pending: Vec<&LedgerEntry> = in_order(entries).into_iter().filter(|entry| !known.has(entry)).collect();
-            if pending.is_empty() {
-                let recorded = entries.iter().map(|entry| (entry.uid.clone(), entry.transition.sequence)).collect();
-                return Ok(Appended { tip: known.tip, recorded });
-            }
+            let Some(first) = pending.first() else { return Ok(self.appended(&known, entries)) };
             memory.attempted.extend(pending.iter().map(|entry| (entry.uid.clone(), entry.transition.sequence)));
-            let before = known.tip.clone();
+            self.begin_epoch(&mut known, first.transition.at);
+            let before = known.tip.clone().filter(|_| known.begins.is_none());
             let written = self.write(store, known, &pending).await?;
             let tip = written.tip.clone().unwrap_or_default();
             // From here on the result is uncertain until the server's answer is read.
             memory.known = None;
-            match self.publish(store, before.as_deref(), &tip).await {
+            match self.publish(store, written.epoch, before.as_deref(), &tip).await {
                 Ok(()) => {
-                    self.confirm(memory, store, &tip).await?;
+                    self.confirm(memory, store, written.epoch, &tip).await?;
+                    let appended = self.appended(&written, entries);
                     memory.known = Some(written);
                     memory.attempted.clear();
                     memory.appends += 1;
                     if memory.appends.is_multiple_of(TIDY_AFTER) {
                         self.tidy(store).await;
                     }
-                    return Ok(Appended {
-                        tip: Some(tip),
-                        recorded: entries.iter().map(|entry| (entry.uid.clone(), entry.transition.sequence)).collect(),
-                    });
+                    return Ok(appended);
                 }
                 // Our own push of before, whose answer was lost, or an incident: looking tells which.
                 Err(GitError::Rejected { why: Rejection::NonFastForward, .. }) if again => {
@@ -250,116 +330,271 @@ impl Ledger {
                 Err(error) => return Err(error),
             }
         }
-        Err(self.forked(memory.confirmed.as_deref().unwrap_or("nothing"), "somebody else writes it at this moment"))
+        let (epoch, tip) = memory.confirmed.clone().unwrap_or_default();
+        Err(self.forked(epoch, &tip, "somebody else writes it at this moment"))
     }
 
-    fn forked(&self, expected: &str, found: &str) -> GitError {
-        GitError::Forked { branch: self.branch.clone(), expected: expected.to_owned(), found: found.to_owned() }
+    fn appended(&self, known: &Known, entries: &[LedgerEntry]) -> Appended {
+        Appended {
+            branch: known.epoch.branch(&self.cluster),
+            tip: known.tip.clone(),
+            fork: self.alarm(known),
+            recorded: entries.iter().map(|entry| (entry.uid.clone(), entry.transition.sequence)).collect(),
+        }
     }
 
-    /// Finds out what the branch holds, and whether it is what we left.
+    /// The fork that people have not acknowledged.
+    fn alarm(&self, known: &Known) -> Option<Fork> {
+        known.fork.clone().filter(|fork| self.policy.acknowledged_fork.as_ref() != Some(&fork.branch))
+    }
+
+    fn forked(&self, epoch: Epoch, expected: &str, found: &str) -> GitError {
+        let branch = epoch.branch(&self.cluster);
+        GitError::Forked { branch, expected: expected.to_owned(), found: found.to_owned() }
+    }
+
+    /// An epoch is named by the time of its first transition. The first transition of a quarter begins one, if that
+    /// is wanted.
+    fn begin_epoch(&self, known: &mut Known, at: DateTime<Utc>) {
+        if let Some(beginning) = &known.begins {
+            known.epoch = beginning.after.next(at);
+            if let Some(fork) = &mut known.fork {
+                fork.branch = known.epoch.branch(&self.cluster);
+            }
+            return;
+        }
+        let next = Epoch::of(at);
+        let Some(tip) = known.tip.clone().filter(|_| next > known.epoch) else { return };
+        let another = known.newest.is_some_and(|newest| next > Epoch::of(newest));
+        // An alarm that nobody has looked at stays on the branch that is written.
+        if self.policy.epochs == Epochs::Quarterly && another && self.alarm(known).is_none() {
+            let previous = (known.epoch, tip.clone());
+            known.begins = Some(Beginning { previous, after: known.epoch, basis: Basis::Tree(tip) });
+            known.epoch = next;
+            known.fork = None;
+        }
+    }
+
+    /// Finds out what the ledger holds, and whether it is what we left.
     async fn look(&self, memory: &mut Memory, store: &Store, entries: &[LedgerEntry]) -> Result<()> {
         store.prepare().await?;
         memory.known = None;
-        let own = format!("refs/heads/{}", self.branch);
-        let local = resolve(&store.git(), &own).await?;
+        let local = self.local_tip(store).await?;
         let Some(remote) = &self.remote else {
-            memory.known = Some(self.load(store, local).await?);
+            let (epoch, tip) = local.unzip();
+            memory.known = Some(self.load(store, epoch.unwrap_or_default(), tip).await?);
             return Ok(());
         };
-        if let Some(local) = local {
-            memory.confirmed.get_or_insert(local);
+        if let Some(local) = local.filter(|local| memory.confirmed.as_ref().is_none_or(|known| known.0 < local.0)) {
+            memory.confirmed = Some(local);
         }
         let git = store.git_with(remote);
-        let head = remote_head(&git, &self.branch, self.timeouts.ask).await?;
-        let theirs = match &head {
-            None => None,
-            Some(head) => Some(self.fetch(&git, &store.git(), head).await?),
-        };
-        let tip = match (&memory.confirmed, theirs) {
-            (None, theirs) => theirs,
-            (Some(ours), Some(theirs)) if *ours == theirs => Some(theirs),
-            (Some(ours), None) => {
-                if !exists(&store.git(), ours).await? {
-                    return Err(self.forked(ours, "the branch is gone"));
-                }
-                tracing::warn!(branch = self.branch, tip = ours, "the log branch is gone; the next push restores it");
-                Some(ours.clone())
+        let heads = self.remote_heads(&git).await?;
+        let newest = heads.last_key_value().map(|(epoch, tip)| (*epoch, tip.clone()));
+        let (epoch, tip, fork) = match (memory.confirmed.clone(), newest) {
+            (None, None) => (Epoch::First, None, None),
+            (None, Some((epoch, theirs))) => {
+                self.fetch(&git, &store.git(), epoch, &theirs).await?;
+                (epoch, Some(theirs), None)
             }
-            (Some(ours), Some(theirs)) => {
-                let known = exists(&store.git(), ours).await?;
-                if known && is_ancestor(&store.git(), ours, &theirs).await? {
-                    self.check_newer(memory, store, ours, &theirs, entries).await?;
-                    Some(theirs)
-                } else if known && is_ancestor(&store.git(), &theirs, ours).await? {
-                    tracing::warn!(
-                        branch = self.branch,
-                        tip = ours,
-                        found = theirs,
-                        "the log branch was set back; the next push restores it"
-                    );
-                    Some(ours.clone())
-                } else {
-                    return Err(self.forked(ours, &format!("its tip {theirs} does not descend from that")));
-                }
+            (Some((epoch, ours)), theirs) => {
+                let theirs = theirs.filter(|(newest, _)| *newest >= epoch);
+                self.compare(memory, store, &git, (epoch, ours), theirs, &heads, entries).await?
             }
         };
-        let known = self.load(store, tip.clone()).await?;
-        if let Some(tip) = &tip {
-            self.confirm(memory, store, tip).await?;
+        let (mut known, tip) = match self.load(store, epoch, tip.clone()).await {
+            Ok(known) => (known, tip),
+            // What somebody else left there is not a ledger: nothing of it is taken over.
+            Err(GitError::Unreadable { .. }) if fork.is_some() => (Known { epoch, ..Known::default() }, None),
+            Err(error) => return Err(error),
+        };
+        match (fork, tip) {
+            (Some((expected, found)), tip) => {
+                // Once begun after a fork, and that not looked at by anybody: two writers could go on like this.
+                if let Some(before) = self.alarm(&known) {
+                    return Err(self.forked(epoch, &before.expected, &found));
+                }
+                let previous = epoch.branch(&self.cluster);
+                tracing::error!(previous, expected, found, "the log branch was rewritten: another one begins");
+                let basis = tip.map_or(Basis::Nothing, Basis::History);
+                let after = heads.last_key_value().map_or(epoch, |(newest, _)| epoch.max(*newest));
+                known.begins = Some(Beginning { previous: (epoch, expected.clone()), after, basis });
+                known.fork = Some(Fork { branch: String::new(), previous, expected, found });
+                let at = known.newest.unwrap_or_else(Utc::now);
+                self.begin_epoch(&mut known, at);
+            }
+            (None, Some(tip)) => self.confirm(memory, store, epoch, &tip).await?,
+            (None, None) => {}
         }
         memory.begun = true;
         memory.known = Some(known);
         Ok(())
     }
 
-    /// Commits that came after the tip we know must be ours: those whose answer was lost or, when this writer
-    /// begins, those of the writer before it.
-    async fn check_newer(
+    /// What we left, beside what the remote's newest branch holds: the branch and tip to go on from, and when that
+    /// is not what we left, what was expected and what was found.
+    #[allow(clippy::too_many_arguments)]
+    async fn compare(
         &self,
         memory: &Memory,
         store: &Store,
-        ours: &str,
-        theirs: &str,
+        git: &Git,
+        (epoch, ours): (Epoch, String),
+        theirs: Option<(Epoch, String)>,
+        heads: &BTreeMap<Epoch, String>,
         entries: &[LedgerEntry],
-    ) -> Result<()> {
+    ) -> Result<(Epoch, Option<String>, Option<(String, String)>)> {
+        let own = store.git();
+        let branch = epoch.branch(&self.cluster);
+        let Some((newest, tip)) = theirs else {
+            if exists(&own, &ours).await? {
+                tracing::warn!(branch, tip = ours, "the log branch is gone; the next push restores it");
+                return Ok((epoch, Some(ours), None));
+            }
+            // Nothing of it is left anywhere.
+            return Ok((epoch, None, Some((ours, "gone".to_owned()))));
+        };
+        if newest == epoch && tip == ours {
+            self.fetch(git, &own, epoch, &tip).await?;
+            return Ok((epoch, Some(ours), None));
+        }
+        for (epoch, tip) in heads.range(epoch..) {
+            self.fetch(git, &own, *epoch, tip).await?;
+        }
+        let ours_is_here = exists(&own, &ours).await?;
+        if ours_is_here && self.goes_on_from(store, &ours, newest, &tip, heads).await? {
+            let range = format!("{ours}..{tip}");
+            return Ok(match self.foreign(memory, store, &range, entries).await? {
+                None => (newest, Some(tip), None),
+                Some(commit) => {
+                    tracing::error!(branch, commit, "a commit in the log branch is not ours");
+                    (epoch, Some(ours.clone()), Some((ours, tip)))
+                }
+            });
+        }
+        if ours_is_here && newest == epoch && is_ancestor(&own, &tip, &ours).await? {
+            tracing::warn!(branch, tip = ours, found = tip, "the log branch was set back; the next push restores it");
+            return Ok((epoch, Some(ours), None));
+        }
+        if ours_is_here {
+            return Ok((epoch, Some(ours.clone()), Some((ours, tip))));
+        }
+        // What we left is nowhere any more: what is there is all there is to go on from.
+        Ok((newest, Some(tip.clone()), Some((ours, tip))))
+    }
+
+    /// Whether a tip holds what we left: in its own branch, or through the branches that its first commit and those
+    /// of the ones before it cite.
+    async fn goes_on_from(
+        &self,
+        store: &Store,
+        ours: &str,
+        newest: Epoch,
+        tip: &str,
+        heads: &BTreeMap<Epoch, String>,
+    ) -> Result<bool> {
+        let git = store.git();
+        let mut tip = tip.to_owned();
+        for (epoch, _) in heads.range(..=newest).rev() {
+            if is_ancestor(&git, ours, &tip).await? {
+                return Ok(true);
+            }
+            let arguments = ["log", "--max-parents=0", CITATION, &tip, "--"];
+            let cited = git.call("reading the beginning of the log branch", arguments).line().await?;
+            let Some((previous, cited)) = cited.split_once(' ') else { return Ok(false) };
+            let before = Epoch::parse(&self.cluster, previous).filter(|previous| previous < epoch);
+            if before.is_none() || !exists(&git, cited).await? {
+                return Ok(false);
+            }
+            tip = cited.to_owned();
+        }
+        is_ancestor(&git, ours, &tip).await
+    }
+
+    /// The first of these commits that is not ours. Those that came after the tip we know must be: those whose
+    /// answer was lost or, when this writer begins, those of the writer before it.
+    async fn foreign(
+        &self,
+        memory: &Memory,
+        store: &Store,
+        range: &str,
+        entries: &[LedgerEntry],
+    ) -> Result<Option<String>> {
         let format = "--format=%H%x1f%(trailers:key=Rollout-Id,valueonly,separator=%x1e)\
                       %x1f%(trailers:key=Rollout-Uid,valueonly,separator=%x1e)\
-                      %x1f%(trailers:key=Rollout-Seq,valueonly,separator=%x1e)";
-        let range = format!("{ours}..{theirs}");
+                      %x1f%(trailers:key=Rollout-Seq,valueonly,separator=%x1e)\
+                      %x1f%(trailers:key=Rollout-Prev-Epoch,valueonly,separator=%x1e)";
         let git = store.git();
-        let log = git.call("reading the log branch", ["log", "-z", format, &range, "--"]).run().await?;
+        let log = git.call("reading the log branch", ["log", "-z", "--reverse", format, range, "--"]).run().await?;
         let mut mine = memory.attempted.clone();
         mine.extend(entries.iter().map(|entry| (entry.uid.clone(), entry.transition.sequence)));
         for record in String::from_utf8_lossy(&log).split('\0').filter(|record| !record.is_empty()) {
             let fields: Vec<&str> = record.trim().split('\u{1f}').map(str::trim).collect();
-            let [commit, id, uid, sequence] = fields.as_slice() else { continue };
+            let [commit, id, uid, sequence, epoch] = fields.as_slice() else { continue };
+            let branch = epoch.split_once(' ').and_then(|(branch, _)| Epoch::parse(&self.cluster, branch));
+            if id.is_empty() && branch.is_some() {
+                continue;
+            }
             let ours_by_name = id.starts_with(&format!("{}/", self.cluster));
             let sequence = sequence.parse().unwrap_or(-1);
             if !ours_by_name || (memory.begun && !mine.contains(&((*uid).to_owned(), sequence))) {
-                return Err(self.forked(ours, &format!("commit {commit} is not ours")));
+                return Ok(Some((*commit).to_owned()));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    async fn fetch(&self, git: &Git, own: &Git, head: &str) -> Result<String> {
-        let seen = format!("refs/sluice/seen/{}", self.branch);
+    /// The newest branch of this ledger in our own repository.
+    async fn local_tip(&self, store: &Store) -> Result<Option<(Epoch, String)>> {
+        let first = Epoch::First.branch(&self.cluster);
+        let patterns = [format!("refs/heads/{first}"), format!("refs/heads/{first}@*")];
+        let arguments = ["for-each-ref", "--format=%(objectname)%09%(refname)"].into_iter();
+        let arguments = arguments.chain(patterns.iter().map(String::as_str));
+        let answer = store.git().call("looking at the local copy", arguments).run().await?;
+        Ok(self.heads(&answer).into_iter().next_back())
+    }
+
+    /// The branches of this ledger in the remote.
+    async fn remote_heads(&self, git: &Git) -> Result<BTreeMap<Epoch, String>> {
+        let first = Epoch::First.branch(&self.cluster);
+        let patterns = [format!("refs/heads/{first}"), format!("refs/heads/{first}@*")];
+        let arguments = ["ls-remote", "--quiet", "--refs", "--", "origin"].into_iter();
+        let arguments = arguments.chain(patterns.iter().map(String::as_str));
+        let call = git.call(format!("asking for the branch {first}"), arguments).limit(self.timeouts.ask);
+        Ok(self.heads(&call.run().await?))
+    }
+
+    /// Of lines of a commit and a reference, those that are branches of this ledger.
+    fn heads(&self, answer: &[u8]) -> BTreeMap<Epoch, String> {
+        let text = String::from_utf8_lossy(answer);
+        let lines = text.lines().filter_map(|line| {
+            let (commit, name) = line.split_once('\t')?;
+            Some((Epoch::parse(&self.cluster, name.strip_prefix("refs/heads/")?)?, commit.to_owned()))
+        });
+        lines.collect()
+    }
+
+    /// Fetches a branch that is known to have this tip. It may have moved since; then it is looked at again later.
+    async fn fetch(&self, git: &Git, own: &Git, epoch: Epoch, head: &str) -> Result<()> {
+        let branch = epoch.branch(&self.cluster);
+        let seen = format!("refs/sluice/seen/{branch}");
         if resolve(own, &seen).await?.as_deref() == Some(head) {
-            return Ok(head.to_owned());
+            return Ok(());
         }
-        let refspec = format!("+refs/heads/{}:{seen}", self.branch);
+        let refspec = format!("+refs/heads/{branch}:{seen}");
         let arguments = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", "origin", &refspec];
-        git.call(format!("fetching the branch {}", self.branch), arguments).limit(self.timeouts.fetch).run().await?;
-        resolve(own, &seen).await?.ok_or_else(|| GitError::Corrupt {
-            remote: git.remote.clone(),
-            detail: "the fetched branch is not there".to_owned(),
-        })
+        git.call(format!("fetching the branch {branch}"), arguments).limit(self.timeouts.fetch).run().await?;
+        let missing = |detail: &str| GitError::Corrupt { remote: git.remote.clone(), detail: detail.to_owned() };
+        resolve(own, &seen).await?.ok_or_else(|| missing("the fetched branch is not there"))?;
+        match exists(own, head).await? {
+            true => Ok(()),
+            false => Err(missing("the fetched branch does not hold the tip that was told")),
+        }
     }
 
     /// Reads the present of all Rollouts from a commit.
-    async fn load(&self, store: &Store, tip: Option<String>) -> Result<Known> {
-        let mut known = Known { tip, ..Known::default() };
+    async fn load(&self, store: &Store, epoch: Epoch, tip: Option<String>) -> Result<Known> {
+        let mut known = Known { epoch, tip, ..Known::default() };
         let Some(tip) = &known.tip else { return Ok(known) };
         let git = store.git();
         let folders = ["state/", "aborted/", "templates/"];
@@ -398,13 +633,41 @@ impl Ledger {
                 _ => {}
             }
         }
+        known.newest = known.states.values().map(|state| state.at).max();
+        known.fork = self.fork_of(store, epoch, tip).await?;
         Ok(known)
+    }
+
+    /// The fork after which an epoch was begun.
+    async fn fork_of(&self, store: &Store, epoch: Epoch, tip: &str) -> Result<Option<Fork>> {
+        let Some(name) = epoch.name() else { return Ok(None) };
+        let wanted = format!("--grep=^Rollout-Epoch: {}$", name.replace('.', "\\."));
+        let format = "--format=%(trailers:key=Rollout-Prev-Epoch,valueonly,separator=%x20)%x1f\
+                      %(trailers:key=Rollout-Fork,valueonly,separator=%x20)";
+        let arguments = ["log", "-1", &wanted, format, tip, "--"];
+        let line = store.git().call("reading the beginning of the log branch", arguments).line().await?;
+        let Some((cited, found)) = line.split_once('\u{1f}').filter(|(_, found)| !found.trim().is_empty()) else {
+            return Ok(None);
+        };
+        let (previous, expected) = cited.trim().split_once(' ').unwrap_or_default();
+        Ok(Some(Fork {
+            branch: epoch.branch(&self.cluster),
+            previous: previous.to_owned(),
+            expected: expected.to_owned(),
+            found: found.trim().to_owned(),
+        }))
     }
 
     /// Builds one commit for each entry, on top of the known tip. Nothing points to them yet.
     async fn write(&self, store: &Store, mut known: Known, entries: &[&LedgerEntry]) -> Result<Known> {
         let git = store.git();
         // Before the import begins, for it wants the repository to itself.
+        let tree = match &known.begins {
+            Some(Beginning { basis: Basis::Tree(tip), .. }) => {
+                Some(git.call("reading the tip", ["rev-parse", &format!("{tip}^{{tree}}")]).line().await?)
+            }
+            _ => None,
+        };
         for entry in entries {
             let key = (entry.namespace.clone(), entry.name.clone());
             if let (Some(tip), true, false) =
@@ -417,7 +680,31 @@ impl Ledger {
             }
         }
         let mut import = Import::start(&git, self.timeouts.local)?;
+        let author = format!("{WRITER} <sluice@{}>", self.cluster);
+        let mut last = None;
         let work = async {
+            if let Some(beginning) = known.begins.take() {
+                let (at, operator) = entries.first().map(|entry| (entry.transition.at, &entry.operator)).unzip();
+                let at = at.or(known.newest).unwrap_or_default();
+                let message = self.epoch_message(&known, &beginning, operator.map_or("", String::as_str));
+                let commit = NewCommit {
+                    author: &author,
+                    at,
+                    message: &message,
+                    parent: match &beginning.basis {
+                        Basis::History(tip) => Some(tip),
+                        Basis::Tree(_) | Basis::Nothing => None,
+                    },
+                    tree: tree.as_deref(),
+                    files: &BTreeMap::new(),
+                };
+                let commit = import.commit(&commit).await?;
+                if matches!(beginning.basis, Basis::Tree(_)) {
+                    // The last commit that touched each state, as a reader of this branch alone finds it.
+                    known.commits = known.states.keys().map(|key| (key.clone(), commit.clone())).collect();
+                }
+                known.tip = Some(commit);
+            }
             for (index, entry) in entries.iter().enumerate() {
                 let key = (entry.namespace.clone(), entry.name.clone());
                 let before = known.states.get(&key);
@@ -438,10 +725,20 @@ impl Ledger {
                     let text = overview(&self.cluster, &known.states, &known.aborted);
                     rendered.files.insert("README.md".to_owned(), Some(text));
                 }
-                let author = format!("Sluice <sluice@{}>", self.cluster);
-                let commit = import.commit(&rendered, &author, known.tip.as_deref()).await?;
-                known.commits.insert(key, commit.clone());
+                let parent = known.tip.take();
+                let commit = NewCommit {
+                    author: &author,
+                    at: rendered.at,
+                    message: &rendered.message,
+                    parent: parent.as_deref(),
+                    tree: None,
+                    files: &rendered.files,
+                };
+                let commit = import.commit(&commit).await?;
+                known.commits.insert(key.clone(), commit.clone());
                 known.tip = Some(commit);
+                known.newest = known.newest.max(Some(rendered.at));
+                last = Some((key, rendered.at, rendered.message));
             }
             Ok(())
         };
@@ -462,12 +759,54 @@ impl Ledger {
                 return Err(GitError::Timeout { doing, limit: self.timeouts.local });
             }
         }
+        if let (Some(signer), Some((key, at, message)), Some(tip)) = (&self.policy.signer, last, &known.tip) {
+            let signed = self.sign(git, signer, tip, at, &message).await?;
+            known.commits.insert(key, signed.clone());
+            known.tip = Some(signed);
+        }
         Ok(known)
     }
 
+    /// The same commit, signed.
+    async fn sign(&self, mut git: Git, signer: &Signer, tip: &str, at: DateTime<Utc>, message: &str) -> Result<String> {
+        let parents = git.call("reading the tip", ["rev-list", "--parents", "-1", tip]).line().await?;
+        let tree = format!("{tip}^{{tree}}");
+        let mut arguments = vec!["commit-tree", "-S", &tree];
+        arguments.extend(parents.split(' ').skip(1).flat_map(|parent| ["-p", parent]));
+        git.options.extend(signer.options());
+        git.scrubber = signer.scrubber.clone();
+        let date = format!("@{} +0000", seconds(at));
+        for role in ["AUTHOR", "COMMITTER"] {
+            for (what, value) in
+                [("NAME", WRITER.to_owned()), ("EMAIL", format!("sluice@{}", self.cluster)), ("DATE", date.clone())]
+            {
+                git.environment.push((format!("GIT_{role}_{what}"), value.into()));
+            }
+        }
+        git.call("signing the log", arguments).input(message).limit(self.timeouts.local).line().await
+    }
+
+    fn epoch_message(&self, known: &Known, beginning: &Beginning, operator: &str) -> String {
+        let name = known.epoch.name().unwrap_or_default();
+        let (previous, tip) = (beginning.previous.0.branch(&self.cluster), &beginning.previous.1);
+        let (why, fork) = match &known.fork {
+            None => (format!("{previous} ends with its quarter; this branch goes on from there."), String::new()),
+            Some(Fork { found, .. }) => (
+                format!("{previous} is not as it was left; this branch goes on from what was written last."),
+                format!("Rollout-Fork: {found}\n"),
+            ),
+        };
+        format!(
+            "{cluster}: epoch {name}\n\n{why}\n\nRollout-Schema: {SCHEMA}\nRollout-Epoch: {name}\n\
+             Rollout-Prev-Epoch: {previous} {tip}\n{fork}Rollout-Operator: {operator}\n",
+            cluster = self.cluster
+        )
+    }
+
     /// Makes the branch point to the new tip: in the remote, or in our own repository if there is none.
-    async fn publish(&self, store: &Store, before: Option<&str>, tip: &str) -> Result<()> {
-        let full = format!("refs/heads/{}", self.branch);
+    async fn publish(&self, store: &Store, epoch: Epoch, before: Option<&str>, tip: &str) -> Result<()> {
+        let branch = epoch.branch(&self.cluster);
+        let full = format!("refs/heads/{branch}");
         let Some(remote) = &self.remote else {
             let absent = "0".repeat(40);
             let arguments = ["update-ref", &full, tip, before.unwrap_or(&absent)];
@@ -477,7 +816,7 @@ impl Ledger {
         let git = store.git_with(remote);
         let refspec = format!("{tip}:{full}");
         let arguments = ["push", "--porcelain", "--no-follow-tags", "--", "origin", &refspec];
-        let doing = format!("pushing the branch {}", self.branch);
+        let doing = format!("pushing the branch {branch}");
         let output = git.call(doing.clone(), arguments).limit(self.timeouts.push).output().await?;
         if output.success {
             return Ok(());
@@ -506,16 +845,16 @@ impl Ledger {
         let reason = refused.rsplit('\t').next().unwrap_or_default();
         let said: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("remote:")).collect();
         let detail = detail(&format!("{reason} {}", said.join(" ")), &git.scrubber);
-        Err(GitError::Rejected { remote: git.remote, branch: self.branch.clone(), why, detail: format!(": {detail}") })
+        Err(GitError::Rejected { remote: git.remote, branch, why, detail: format!(": {detail}") })
     }
 
     /// Remembers a tip that is certain, on disk too.
-    async fn confirm(&self, memory: &mut Memory, store: &Store, tip: &str) -> Result<()> {
+    async fn confirm(&self, memory: &mut Memory, store: &Store, epoch: Epoch, tip: &str) -> Result<()> {
         if self.remote.is_some() {
-            let full = format!("refs/heads/{}", self.branch);
+            let full = format!("refs/heads/{}", epoch.branch(&self.cluster));
             store.git().call("remembering the tip", ["update-ref", &full, tip]).run().await?;
         }
-        memory.confirmed = Some(tip.to_owned());
+        memory.confirmed = Some((epoch, tip.to_owned()));
         Ok(())
     }
 
@@ -565,86 +904,6 @@ fn in_order(entries: &[LedgerEntry]) -> Vec<&LedgerEntry> {
     timed.into_iter().map(|(_, entry)| entry).collect()
 }
 
-/// A conversation with `git fast-import`: one process for all commits of a push, and a cost for each commit that
-/// does not grow with the tree.
-struct Import {
-    process: Process,
-    stdin: ChildStdin,
-    answers: BufReader<ChildStdout>,
-    begun: bool,
-}
-
-/// Where the import keeps its commits while it runs; it is gone when the import ends.
-const SCRATCH: &str = "refs/sluice/next";
-
-impl Import {
-    fn start(git: &Git, limit: std::time::Duration) -> Result<Self> {
-        let call = git.call("writing the log branch", ["fast-import", "--quiet", "--done", "--date-format=raw"]);
-        let mut process = call.limit(limit).start()?;
-        let broken = || GitError::Executable { detail: "git fast-import has no input or output".to_owned() };
-        let stdin = process.stdin.take().ok_or_else(broken)?;
-        let answers = BufReader::new(process.stdout.take().ok_or_else(broken)?);
-        Ok(Self { process, stdin, answers, begun: false })
-    }
-
-    async fn commit(&mut self, rendered: &Rendered, author: &str, parent: Option<&str>) -> Result<String> {
-        let mut text = String::new();
-        if !self.begun {
-            // Later commits follow the one before them by themselves.
-            self.begun = true;
-            text += &format!("reset {SCRATCH}\n");
-            text += &parent.map(|parent| format!("from {parent}\n")).unwrap_or_default();
-            text.push('\n');
-        }
-        let date = rendered.at.timestamp().max(0);
-        text += &format!(
-            "commit {SCRATCH}\nmark :1\nauthor {author} {date} +0000\ncommitter {author} {date} +0000\n\
-             data {}\n{}",
-            rendered.message.len(),
-            rendered.message
-        );
-        for (path, content) in &rendered.files {
-            match content {
-                Some(content) => text += &format!("M 100644 inline {path}\ndata {}\n{content}\n", content.len()),
-                None => text += &format!("D {path}\n"),
-            }
-        }
-        text += "\nget-mark :1\n";
-        let lost = |_| GitError::Failed {
-            doing: "writing the log branch".to_owned(),
-            detail: "git fast-import ended early".to_owned(),
-        };
-        self.stdin.write_all(text.as_bytes()).await.map_err(lost)?;
-        self.stdin.flush().await.map_err(lost)?;
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).await.map_err(lost)?;
-        let commit = answer.trim();
-        if commit.len() < 40 || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(lost(std::io::ErrorKind::UnexpectedEof.into()));
-        }
-        Ok(commit.to_owned())
-    }
-
-    async fn finish(mut self) -> Result<()> {
-        let end = format!("reset {SCRATCH}\nfrom {}\n\ndone\n", "0".repeat(40));
-        let written = self.stdin.write_all(end.as_bytes()).await;
-        drop(self.stdin);
-        let failed =
-            |detail: String| classify("writing the log branch", "the log branch", &detail, &Scrubber::default());
-        self.process.finish().await?.map_err(failed)?;
-        written.map_err(super::command::storage)
-    }
-
-    /// Ends it; what it said.
-    async fn fail(self) -> String {
-        drop(self.stdin);
-        match tokio::time::timeout(std::time::Duration::from_secs(2), self.process.finish()).await {
-            Ok(Ok(Err(said))) => said,
-            _ => String::new(),
-        }
-    }
-}
-
 async fn resolve(git: &Git, reference: &str) -> Result<Option<String>> {
     let output =
         git.call("looking at the local copy", ["rev-parse", "--verify", "--quiet", reference]).output().await?;
@@ -689,7 +948,7 @@ impl LocalLedger {
         blocking(async {
             let appended = self.ledger.append(entries).await?;
             // So that `git log` without a word shows it.
-            let head = format!("refs/heads/{}", self.ledger.branch);
+            let head = format!("refs/heads/{}", appended.branch);
             let store = self.ledger.store.lock().await;
             store.git().call("setting HEAD", ["symbolic-ref", "HEAD", &head]).run().await?;
             Ok(appended)
@@ -704,16 +963,23 @@ impl LocalLedger {
     /// The commits of the branch as `git log --oneline` shows them, newest first.
     pub fn log(&self) -> Result<Vec<String>> {
         blocking(async {
+            let head = format!("refs/heads/{}", self.ledger.branch().await);
             let store = self.ledger.store.lock().await;
-            let head = format!("refs/heads/{}", self.ledger.branch);
             let shown = store.git().call("reading the log", ["log", "--oneline", "--no-decorate", &head]).run().await?;
             Ok(String::from_utf8_lossy(&shown).lines().map(str::to_owned).collect())
         })
     }
 
-    /// The branch.
-    pub fn branch(&self) -> &str {
-        self.ledger.branch()
+    /// Written in this way.
+    #[must_use]
+    pub fn with_policy(mut self, policy: LedgerPolicy) -> Self {
+        self.ledger = self.ledger.with_policy(policy);
+        self
+    }
+
+    /// The branch that is written.
+    pub fn branch(&self) -> Result<String> {
+        blocking(async { Ok(self.ledger.branch().await) })
     }
 
     /// The bare repository.

@@ -6,18 +6,23 @@
 mod address;
 mod cache;
 mod command;
+mod epoch;
 mod error;
+mod import;
 mod ledger;
 mod ledger_entry;
 mod push_policy;
+mod signing;
 mod source;
 #[cfg(test)]
 mod tests;
 
 pub use address::{Credentials, RemoteAddress};
 pub use cache::{GitCache, Repository, Timeouts, check_executable};
+pub use epoch::Epoch;
 pub use error::{GitError, Missing, Rejection, Result};
-pub use ledger::{Appended, Ledger, LedgerContents, LocalLedger, RecordedRollout};
+pub use ledger::{Appended, Fork, Ledger, LedgerContents, LedgerPolicy, LocalLedger, RecordedRollout};
 pub use ledger_entry::{Evidence, LedgerEntry, state_document};
 pub use push_policy::PushPolicy;
+pub use signing::Signer;
 pub use source::{ReadLimits, Source, SourceFile};
