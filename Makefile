@@ -60,6 +60,10 @@ unit: ## Everything that needs no cluster: unit, property, architecture and CRD 
 chart: ## Render the chart, and test what it lets the operator do
 	$(call phase,chart,HELM=$$($(E2E) program helm) cargo test --quiet --test chart)
 
+.PHONY: forge
+forge: ## Test the forge that the stories use: git over HTTPS and SSH, pull requests
+	$(call phase,forge,cargo test --quiet -p e2e --test forge)
+
 .PHONY: stories
 stories: build ## The stories on a real cluster; STORY="word …" chooses some
 	@$(E2E) test $(STORY)
@@ -75,4 +79,5 @@ test: ## All of the above that must pass before a change lands
 	$(call phase,unit and property tests,cargo test --quiet --workspace)
 	$(call phase,tools,while kill -0 $$(cat target/tools.pid) 2>/dev/null; do sleep 1; done; cat $(TOOLS_LOG); $(E2E) tools >/dev/null)
 	@$(MAKE) --no-print-directory chart
+	@$(MAKE) --no-print-directory forge
 	@$(E2E) test

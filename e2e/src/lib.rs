@@ -3,9 +3,11 @@
 //!
 //! It knows the operator only from outside: its image, its chart, its custom resources, its plugin.
 
+mod authority;
 pub mod cluster;
 pub mod command;
 pub mod demo;
+pub mod forge;
 pub mod git_server;
 pub mod images;
 pub mod progress;

@@ -12,6 +12,7 @@ use crate::git_server::isolated;
 pub struct WorkTree {
     dir: PathBuf,
     branch: String,
+    environment: Vec<(String, String)>,
 }
 
 /// One commit, as `git log` shows it.
@@ -40,12 +41,18 @@ impl LogEntry {
 impl WorkTree {
     /// Clones `url`, which may be empty or contain a user and a password, into the new folder `dir`.
     pub async fn clone(url: &str, dir: impl Into<PathBuf>) -> Result<Self> {
+        Self::clone_with(url, dir, Vec::new()).await
+    }
+
+    /// The same, with what git needs in its environment to talk to that server, then and later.
+    pub async fn clone_with(url: &str, dir: impl Into<PathBuf>, environment: Vec<(String, String)>) -> Result<Self> {
         let dir = dir.into();
         let parent = dir.parent().with_context(|| format!("{} is no folder for a clone", dir.display()))?;
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-        isolated(parent).args(["clone", "--quiet", url]).arg(&dir).ok().await?;
+        let clone = isolated(parent).args(["clone", "--quiet", url]).arg(&dir);
+        environment.iter().fold(clone, |git, (name, value)| git.env(name, value)).ok().await?;
         let head = isolated(&dir).args(["symbolic-ref", "--short", "HEAD"]).ok().await?;
-        Ok(Self { dir, branch: head.trim().to_owned() })
+        Ok(Self { dir, branch: head.trim().to_owned(), environment })
     }
 
     /// Where its files are.
@@ -85,6 +92,13 @@ impl WorkTree {
     /// The commit that is checked out.
     pub async fn head(&self) -> Result<String> {
         Ok(self.git().args(["rev-parse", "HEAD"]).ok().await?.trim().to_owned())
+    }
+
+    /// Makes a new branch here and checks it out; [`WorkTree::push`] pushes it from now on.
+    pub async fn branch(&mut self, name: &str) -> Result<()> {
+        self.git().args(["checkout", "--quiet", "-b", name]).ok().await?;
+        self.branch = name.to_owned();
+        Ok(())
     }
 
     /// Pushes the branch that is checked out.
@@ -128,6 +142,9 @@ impl WorkTree {
 
     fn git(&self) -> Command {
         let mut git = isolated(&self.dir);
+        for (name, value) in &self.environment {
+            git = git.env(name, value);
+        }
         for role in ["AUTHOR", "COMMITTER"] {
             git = git
                 .env(&format!("GIT_{role}_NAME"), "Robin Developer")

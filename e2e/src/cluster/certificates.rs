@@ -1,4 +1,4 @@
-//! The cluster's certificate authority and what it signs, and the kubeconfig files that use them.
+//! What the cluster's certificate authority signs, and the kubeconfig files that use them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use crate::authority::Authority;
 use crate::cluster::layout::Layout;
 use crate::command::run;
 
@@ -18,38 +19,30 @@ const CLIENTS: &[(&str, &str)] = &[
     ("proxy", "/CN=system:kube-proxy"),
 ];
 
-/// Long enough for a cluster that was kept, short enough to be worth nothing to anybody.
-const DAYS: &str = "30";
-
 /// The folder with keys and certificates.
 #[derive(Debug, Clone)]
 pub struct Certificates {
     dir: PathBuf,
+    authority: Authority,
 }
 
 impl Certificates {
     /// Makes the authority, every certificate and every kubeconfig.
     pub fn make(layout: &Layout, server: &str) -> Result<Self> {
-        let certificates = Self { dir: layout.dir().join("pki") };
-        fs::create_dir_all(&certificates.dir)?;
-        let at = |name: &str| certificates.path(name);
-        let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-        let mut authority = vec!["req", "-x509"];
-        authority.extend(curve);
-        let (key, certificate) = (at("ca.key"), at("ca.crt"));
-        authority.extend(["-keyout", &key, "-out", &certificate, "-subj", "/CN=sluice-e2e", "-days", DAYS]);
-        run("openssl", authority).context("cannot make the cluster's certificate authority")?;
-
+        let dir = layout.dir().join("pki");
+        let certificates = Self { authority: Authority::make(&dir)?, dir };
         let names = format!(
             "subjectAltName=IP:127.0.0.1,IP:{},IP:{},DNS:localhost,DNS:kubernetes.default.svc\n",
             layout.node_address(),
             layout.api_service()
         );
-        certificates.sign("apiserver", "/CN=kube-apiserver", &format!("{names}extendedKeyUsage=serverAuth\n"))?;
+        let extensions = format!("{names}extendedKeyUsage=serverAuth\n");
+        certificates.authority.sign("apiserver", "/CN=kube-apiserver", &extensions)?;
         for (name, subject) in CLIENTS {
-            certificates.sign(name, subject, "extendedKeyUsage=clientAuth\n")?;
+            certificates.authority.sign(name, subject, "extendedKeyUsage=clientAuth\n")?;
             certificates.kubeconfig(name, server)?;
         }
+        let at = |name: &str| certificates.path(name);
         run("openssl", ["genrsa", "-out", &at("sa.key"), "2048"])?;
         run("openssl", ["rsa", "-in", &at("sa.key"), "-pubout", "-out", &at("sa.pub")])?;
         Ok(certificates)
@@ -58,34 +51,13 @@ impl Certificates {
     /// A file of the folder, as an argument for a program.
     #[must_use]
     pub fn path(&self, name: &str) -> String {
-        self.dir.join(name).to_string_lossy().into_owned()
+        self.authority.path(name)
     }
 
     /// The kubeconfig of one of the clients.
     #[must_use]
     pub fn kubeconfig_of(&self, client: &str) -> PathBuf {
         self.dir.join(format!("{client}.kubeconfig"))
-    }
-
-    fn sign(&self, name: &str, subject: &str, extensions: &str) -> Result<()> {
-        let at = |suffix: &str| self.path(&format!("{name}.{suffix}"));
-        let (key, request, certificate, extension) = (at("key"), at("csr"), at("crt"), at("ext"));
-        fs::write(&extension, extensions)?;
-        run(
-            "openssl",
-            ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", &key]
-                .into_iter()
-                .chain(["-out", &request, "-subj", subject]),
-        )?;
-        let (authority, authority_key) = (self.path("ca.crt"), self.path("ca.key"));
-        run(
-            "openssl",
-            ["x509", "-req", "-in", &request, "-CA", &authority, "-CAkey", &authority_key, "-CAcreateserial"]
-                .into_iter()
-                .chain(["-out", &certificate, "-days", DAYS, "-extfile", &extension]),
-        )
-        .with_context(|| format!("cannot sign the certificate of {name}"))?;
-        Ok(())
     }
 
     /// Holds keys and certificates themselves, so that the file can be copied to wherever a person wants it.
