@@ -27,7 +27,7 @@ use crate::cluster::apply::{Applier, ApplyError, Basis, Target};
 use crate::cluster::kinds::Kind;
 use crate::cluster::objects::{DeployRepoObject, Key};
 use crate::cluster::write::{WriteError, Writer};
-use crate::git::{Credentials, GitCache, GitError, Missing, ReadLimits, Source};
+use crate::git::{Access, Credentials, GitCache, GitError, Missing, ReadLimits, Source};
 
 /// Time between two looks at a branch when the DeployRepo does not say.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -58,7 +58,7 @@ pub struct SourceAddress {
     /// The folder.
     pub path: Option<String>,
     /// What opens it.
-    pub credentials: Credentials,
+    pub access: Access,
 }
 
 /// Reads branches. The `git` room, or a scripted one in tests.
@@ -71,7 +71,7 @@ pub trait Sources: Send + Sync + 'static {
 
 impl Sources for GitCache {
     async fn head(&self, address: &SourceAddress) -> Result<String, GitError> {
-        let repository = self.repository(&address.url, address.credentials.clone())?;
+        let repository = self.repository(&address.url, address.access.clone())?;
         let head = repository.remote_head(&address.branch).await?;
         head.ok_or_else(|| GitError::NotFound {
             what: Missing::Branch,
@@ -81,7 +81,7 @@ impl Sources for GitCache {
     }
 
     async fn read(&self, address: &SourceAddress) -> Result<Source, GitError> {
-        let repository = self.repository(&address.url, address.credentials.clone())?;
+        let repository = self.repository(&address.url, address.access.clone())?;
         repository.read(&address.branch, address.path.as_deref(), &ReadLimits::default()).await
     }
 }
@@ -348,7 +348,7 @@ impl<S: Sources> DeployRepos<S> {
             url: spec.url.clone(),
             branch: spec.branch.clone(),
             path: spec.path.clone(),
-            credentials: credentials(&self.applier, &repo.identity.namespace, spec).await.map_err(Trouble::from)?,
+            access: access(&self.applier, &repo.identity.namespace, spec).await.map_err(Trouble::from)?,
         };
         let head = self.sources.head(&address).await.map_err(Trouble::from)?;
         findings.observed_commit = Some(head.clone());
@@ -883,11 +883,7 @@ struct NamedSecret {
 ///
 /// # Errors
 /// A sentence that says what is missing, naming the Secret and its key.
-pub async fn credentials(
-    applier: &Applier,
-    namespace: &str,
-    spec: &DeployRepoSpec,
-) -> Result<Credentials, CredentialsError> {
+pub async fn access(applier: &Applier, namespace: &str, spec: &DeployRepoSpec) -> Result<Access, CredentialsError> {
     let secret = match &spec.secret_ref {
         None => None,
         Some(reference) => {
@@ -895,18 +891,18 @@ pub async fn credentials(
             Some(NamedSecret { name: format!("{namespace}/{}", reference.name), data })
         }
     };
-    credentials_from(&spec.url, secret)
+    access_from(&spec.url, secret)
 }
 
-/// Credentials for an address, from the Secret if one is named.
-fn credentials_from(url: &str, secret: Option<NamedSecret>) -> Result<Credentials, CredentialsError> {
+/// The way into an address, from the Secret if one is named.
+fn access_from(url: &str, secret: Option<NamedSecret>) -> Result<Access, CredentialsError> {
     let missing = |message: String| Err(CredentialsError::Missing(format!("spec.secretRef: {message}")));
     let by_key = url.starts_with("ssh://");
     let (name, data) = match secret {
         None if by_key => {
             return missing("an ssh:// address needs a Secret with the keys identity and known_hosts".to_owned());
         }
-        None => return Ok(Credentials::None),
+        None => return Ok(Access::default()),
         Some(NamedSecret { name, data: None }) => return missing(format!("Secret {name} does not exist")),
         Some(NamedSecret { name, data: Some(data) }) => (name, data),
     };
@@ -918,17 +914,20 @@ fn credentials_from(url: &str, secret: Option<NamedSecret>) -> Result<Credential
         ))),
         None => Err(CredentialsError::Missing(format!("spec.secretRef: Secret {name} has no key {key}"))),
     };
-    if !by_key && !data.contains_key(one) && !data.contains_key(other) && data.contains_key("webhookToken") {
-        // A public repository whose webhook is guarded.
-        return Ok(Credentials::None);
+    let authorities = if data.contains_key("ca.crt") && !by_key { Some(value("ca.crt")?) } else { None };
+    let for_something_else = authorities.is_some() || data.contains_key("webhookToken");
+    if !by_key && !data.contains_key(one) && !data.contains_key(other) && for_something_else {
+        // A public repository whose webhook is guarded, or whose server has an authority of its own.
+        return Ok(Access { credentials: Credentials::None, authorities });
     }
     let (one, other) = (value(one)?, value(other)?);
-    Ok(if by_key {
+    let credentials = if by_key {
         // A key file ends with a line break; some readers insist.
         Credentials::Ssh { identity: format!("{one}\n"), known_hosts: format!("{other}\n") }
     } else {
         Credentials::Basic { username: one, password: other }
-    })
+    };
+    Ok(Access { credentials, authorities })
 }
 
 /// The text of a Secret's value, without the line break that `echo` leaves; `None` when it is empty or no text.

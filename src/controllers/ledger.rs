@@ -18,7 +18,7 @@ use futures::{StreamExt, future, stream};
 
 use self::record::{Trouble, Waiting};
 use super::LedgerView;
-use super::deploy_repo::{CredentialsError, credentials};
+use super::deploy_repo::{CredentialsError, access};
 use super::queue::{Failure, Outcome, Queue, QueueConfig};
 use crate::api::{DeployRepoSpec, PodTemplate, names};
 use crate::cluster::apply::{Applier, ApplyError};
@@ -86,12 +86,12 @@ impl Remotes for SecretRemotes {
     }
 
     async fn open(&self, namespace: &str, spec: &DeployRepoSpec) -> Result<Repository, Trouble> {
-        let credentials = credentials(&self.applier, namespace, spec).await.map_err(|error| Trouble {
+        let access = access(&self.applier, namespace, spec).await.map_err(|error| Trouble {
             reason: "CredentialsNotFound",
             passing: matches!(&error, CredentialsError::Api(api) if !matches!(api, ApplyError::Refused { .. })),
             message: error.to_string(),
         })?;
-        Ok(self.cache.repository(&spec.url, credentials)?)
+        Ok(self.cache.repository(&spec.url, access)?)
     }
 }
 
@@ -556,7 +556,11 @@ fn waits_for_first(rollout: &RolloutObject) -> bool {
 fn refused(session: &mut Session, error: GitError) -> Trouble {
     if matches!(
         error,
-        GitError::Denied { .. } | GitError::HostKey { .. } | GitError::Moved { .. } | GitError::NotFound { .. }
+        GitError::Denied { .. }
+            | GitError::HostKey { .. }
+            | GitError::Certificate { .. }
+            | GitError::Moved { .. }
+            | GitError::NotFound { .. }
     ) {
         session.open = None;
         session.opener = session.opener.wrapping_add(1);

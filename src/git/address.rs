@@ -183,6 +183,30 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// What opens a repository, and whom to believe that it is the right one.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// What opens it.
+    pub credentials: Credentials,
+    /// The authorities that may have signed the certificate of an HTTPS server, as PEM certificates; those that the
+    /// system trusts when absent. Other servers have no certificate.
+    pub authorities: Option<String>,
+}
+
+impl From<Credentials> for Access {
+    fn from(credentials: Credentials) -> Self {
+        Self { credentials, authorities: None }
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Somebody may have put a key where certificates belong.
+        let authorities = if self.authorities.is_some() { "own" } else { "the system's" };
+        f.debug_struct("Access").field("credentials", &self.credentials).field("authorities", &authorities).finish()
+    }
+}
+
 /// Refuses a branch name that git would refuse or misread.
 pub(super) fn check_branch(field: &'static str, name: &str) -> Result<()> {
     let refuse = |reason: &str| {

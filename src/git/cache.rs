@@ -13,8 +13,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
-use super::address::{Credentials, RemoteAddress, Scheme, check_branch, directory_name};
+use super::address::{Access, Credentials, RemoteAddress, Scheme, check_branch, directory_name};
 use super::command::{Git, storage};
 use super::error::{GitError, Result, Scrubber};
 use super::ledger::Ledger;
@@ -81,8 +83,8 @@ pub(super) struct Remote {
     options: Vec<String>,
     environment: Vec<(String, OsString)>,
     scrubber: Scrubber,
-    /// Holds the key's files; they go when nobody needs them any more.
-    _keys: Option<tempfile::TempDir>,
+    /// Holds the files of keys and certificates; they go when nobody needs them any more.
+    files: Option<tempfile::TempDir>,
 }
 
 impl GitCache {
@@ -100,16 +102,16 @@ impl GitCache {
     }
 
     /// A repository by its address, as a user of the cluster wrote it.
-    pub fn repository(&self, url: &str, credentials: Credentials) -> Result<Repository> {
-        self.repository_at(RemoteAddress::parse(url)?, credentials)
+    pub fn repository(&self, url: &str, access: impl Into<Access>) -> Result<Repository> {
+        self.repository_at(RemoteAddress::parse(url)?, access)
     }
 
     /// A repository by its checked address.
-    pub fn repository_at(&self, address: RemoteAddress, credentials: Credentials) -> Result<Repository> {
+    pub fn repository_at(&self, address: RemoteAddress, access: impl Into<Access>) -> Result<Repository> {
         let canonical = address.canonical();
         let directory = directory_name(&self.root, &canonical);
         let home = self.root.join("home");
-        let remote = Arc::new(Remote::new(address, credentials, &self.root)?);
+        let remote = Arc::new(Remote::new(address, access.into(), &self.root)?);
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let stores = stores.entry(canonical).or_insert_with(|| {
             let store = |name: &str| Store { directory: directory.join(name), home: home.clone(), whole: false };
@@ -153,14 +155,14 @@ pub(super) async fn remote_head(git: &Git, branch: &str, limit: Duration) -> Res
 }
 
 impl Remote {
-    fn new(address: RemoteAddress, credentials: Credentials, root: &Path) -> Result<Self> {
+    fn new(address: RemoteAddress, access: Access, root: &Path) -> Result<Self> {
         let refuse =
             |reason: &str| GitError::InvalidCredentials { remote: address.to_string(), reason: reason.to_owned() };
         let mut remote = Self {
             options: vec![format!("remote.origin.url={address}")],
             environment: Vec::new(),
             scrubber: Scrubber::default(),
-            _keys: None,
+            files: None,
             address: address.clone(),
         };
         let protocols: &[&str] = match address.scheme() {
@@ -169,7 +171,7 @@ impl Remote {
             Scheme::Local => &["file"],
         };
         remote.options.extend(protocols.iter().map(|protocol| format!("protocol.{protocol}.allow=always")));
-        match (address.scheme(), credentials) {
+        match (address.scheme(), access.credentials) {
             (Scheme::Ssh, Credentials::Ssh { identity, known_hosts }) => {
                 if identity.trim().is_empty() {
                     return Err(refuse("the key \"identity\" is empty"));
@@ -177,9 +179,7 @@ impl Remote {
                 if known_hosts.trim().is_empty() {
                     return Err(refuse("the key \"known_hosts\" is empty: without it any host could be the server"));
                 }
-                let private = std::fs::Permissions::from_mode(0o700);
-                let keys = tempfile::Builder::new().prefix("ssh-").permissions(private).tempdir_in(root);
-                let keys = keys.map_err(storage)?;
+                let keys = private_files(root, "ssh-")?;
                 // ssh wants Unix line ends and one at the end.
                 let text = |text: &str| format!("{}\n", text.replace("\r\n", "\n").trim_end());
                 let identity_file = private_file(&keys.path().join("identity"), &text(&identity))?;
@@ -196,7 +196,7 @@ impl Remote {
                 remote.environment.push(("GIT_SSH_VARIANT".to_owned(), "ssh".into()));
                 let lines = identity.lines().map(str::trim).filter(|line| !line.starts_with("-----"));
                 remote.scrubber = Scrubber::new(lines.map(str::to_owned));
-                remote._keys = Some(keys);
+                remote.files = Some(keys);
             }
             (Scheme::Http | Scheme::Https, Credentials::Basic { username, password }) => {
                 if password.is_empty() {
@@ -222,8 +222,25 @@ impl Remote {
             }
             (Scheme::Local, _) => return Err(refuse("a local directory needs none")),
         }
-        if address.scheme() == Scheme::Ssh && remote._keys.is_none() {
+        if address.scheme() == Scheme::Ssh && remote.files.is_none() {
             return Err(refuse("an ssh address needs \"identity\" and \"known_hosts\""));
+        }
+        if let (Scheme::Https, Some(authorities)) = (address.scheme(), access.authorities) {
+            if authorities.contains("PRIVATE KEY") {
+                return Err(refuse("the key \"ca.crt\" holds a private key: only certificates belong there"));
+            }
+            let certificates: std::result::Result<Vec<_>, _> =
+                CertificateDer::pem_slice_iter(authorities.as_bytes()).collect();
+            if certificates.map_or(true, |certificates| certificates.is_empty()) {
+                return Err(refuse("the key \"ca.crt\" holds no certificate in PEM format"));
+            }
+            let files = private_files(root, "tls-")?;
+            let bundle = private_file(&files.path().join("ca.crt"), &authorities)?;
+            // Variables, for they win over those of our own environment; both, or the system's authorities would be
+            // trusted as well.
+            remote.environment.push(("GIT_SSL_CAINFO".to_owned(), bundle.into()));
+            remote.environment.push(("GIT_SSL_CAPATH".to_owned(), files.path().into()));
+            remote.files = Some(files);
         }
         Ok(remote)
     }
@@ -302,6 +319,12 @@ fn private_directory(path: &Path) -> Result<()> {
         .mode(0o700)
         .create(path)
         .map_err(|error| GitError::Storage { detail: format!("{}: {error}", path.display()) })
+}
+
+/// A directory for files that only we may read; it goes with its value.
+fn private_files(root: &Path, prefix: &str) -> Result<tempfile::TempDir> {
+    let private = std::fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().prefix(prefix).permissions(private).tempdir_in(root).map_err(storage)
 }
 
 pub(super) fn private_file(path: &Path, text: &str) -> Result<PathBuf> {

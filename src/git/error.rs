@@ -60,6 +60,17 @@ pub enum GitError {
         /// In ssh's words.
         detail: String,
     },
+    /// The certificate of an HTTPS server is not one we believe.
+    #[error(
+        "{remote} shows a certificate that is not trusted: {detail}; an authority of your own belongs into the key \
+         ca.crt of the Secret"
+    )]
+    Certificate {
+        /// The repository.
+        remote: String,
+        /// In git's words.
+        detail: String,
+    },
     /// The server sends us elsewhere. Credentials are bound to the address given, so they do not follow.
     #[error("{remote} has moved: give its new address (many servers want it to end in .git)")]
     Moved {
@@ -213,6 +224,7 @@ impl GitError {
             GitError::Unreachable { .. } => "RepositoryUnreachable",
             GitError::Denied { .. } => "AccessDenied",
             GitError::HostKey { .. } => "HostKeyChanged",
+            GitError::Certificate { .. } => "CertificateNotTrusted",
             GitError::Moved { .. } => "RepositoryMoved",
             GitError::NotFound { what: Missing::Repository, .. } => "RepositoryNotFound",
             GitError::NotFound { what: Missing::Branch, .. } => "BranchNotFound",
@@ -306,6 +318,14 @@ pub(super) fn classify(doing: &str, remote: &str, stderr: &str, scrubber: &Scrub
     if has(&["host key verification failed", "remote host identification has changed", "no matching host key"]) {
         return GitError::HostKey { remote, detail };
     }
+    if has(&[
+        "ssl certificate problem",
+        "certificate verification failed",
+        "certificate expiration date",
+        "certificate subject name",
+    ]) {
+        return GitError::Certificate { remote, detail };
+    }
     if has(&["no space left on device", "disk quota exceeded", "read-only file system"]) {
         // The server's full disk speaks as "remote: ..."; ours does not.
         return if text.lines().any(|line| !line.starts_with("remote:") && line.contains("no space left")) {
@@ -361,7 +381,6 @@ pub(super) fn classify(doing: &str, remote: &str, stderr: &str, scrubber: &Scrub
         "recv failure",
         "send failure",
         "ssl_error",
-        "ssl certificate problem",
         "tls connection",
         "gnutls",
         "the remote end hung up",
@@ -444,6 +463,8 @@ mod unit {
             ("fatal: could not read Username for 'https://x': terminal prompts disabled", "AccessDenied"),
             ("git@x: Permission denied (publickey).\nfatal: Could not read from remote repository.", "AccessDenied"),
             ("Host key verification failed.\r\nfatal: Could not read from remote repository.", "HostKeyChanged"),
+            ("fatal: unable to access 'https://x/': server certificate verification failed.", "CertificateNotTrusted"),
+            ("fatal: unable to access 'https://x/': SSL certificate problem: expired", "CertificateNotTrusted"),
             ("fatal: repository 'https://x/' not found", "RepositoryNotFound"),
             ("fatal: '/x' does not appear to be a git repository\nfatal: Could not read", "RepositoryNotFound"),
             ("fatal: couldn't find remote ref refs/heads/nope", "BranchNotFound"),

@@ -17,7 +17,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-pub use address::{Credentials, RemoteAddress};
+pub use address::{Access, Credentials, RemoteAddress};
 pub use cache::{GitCache, Repository, Timeouts, check_executable};
 pub use epoch::Epoch;
 pub use error::{GitError, Missing, Rejection, Result};

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::api::{Transition, TransitionEvent};
 
+mod authorities;
 mod epochs;
 
 const BRANCH: &str = "rollout-log/prod";

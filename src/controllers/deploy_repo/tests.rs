@@ -196,7 +196,7 @@ struct Branch {
     error: Option<GitError>,
     heads: usize,
     reads: usize,
-    opened_with: Credentials,
+    opened_with: Access,
 }
 
 #[derive(Clone, Default)]
@@ -205,7 +205,7 @@ struct Scripted(Arc<Mutex<Branch>>);
 impl Scripted {
     fn answer(&self, address: &SourceAddress) -> Result<Source, GitError> {
         let mut branch = self.0.lock().unwrap();
-        branch.opened_with = address.credentials.clone();
+        branch.opened_with = address.access.clone();
         match (&branch.error, &branch.tree) {
             (Some(error), _) => Err(error.clone()),
             (None, Some(tree)) => Ok(tree.clone()),
@@ -611,7 +611,7 @@ async fn a_secret_that_is_missing_or_incomplete_is_named_until_it_is_there() {
     bench.look().await;
     bench.assert_ready("Synced");
     let opened_with = bench.branch.0.lock().unwrap().opened_with.clone();
-    assert_eq!(opened_with, Credentials::Basic { username: "bob".into(), password: "s3cr3t".into() });
+    assert_eq!(opened_with, Credentials::Basic { username: "bob".into(), password: "s3cr3t".into() }.into());
     assert!(!bench.object(REPO).unwrap().to_string().contains("s3cr3t"));
     assert_eq!(bench.controller.webhook_token(&bench.key).await.unwrap(), Some(Some("token".into())));
     assert_eq!(bench.controller.webhook_token(&Key::new("shop", "none")).await.unwrap(), None);
@@ -792,17 +792,24 @@ fn credentials_are_what_the_address_needs() {
         let data = keys.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
         Some(NamedSecret { name: "shop/git".to_owned(), data: Some(data) })
     };
-    let of = |url: &str, secret| credentials_from(url, secret).map_err(|error| error.to_string());
-    assert_eq!(of("https://x/r", None), Ok(Credentials::None));
-    assert_eq!(of("https://x/r", data(&[("webhookToken", "t")])), Ok(Credentials::None));
+    let of = |url: &str, secret| access_from(url, secret).map_err(|error| error.to_string());
+    assert_eq!(of("https://x/r", None), Ok(Access::default()));
+    assert_eq!(of("https://x/r", data(&[("webhookToken", "t")])), Ok(Access::default()));
+    let authorities = Some("PEM".to_owned());
+    let public = Access { credentials: Credentials::None, authorities: authorities.clone() };
+    assert_eq!(of("https://x/r", data(&[("ca.crt", "PEM\n")])), Ok(public));
+    let opened = Credentials::Basic { username: "bob".into(), password: "hush".into() };
+    let keys = [("username", "bob"), ("password", "hush"), ("ca.crt", "PEM\n")];
+    assert_eq!(of("https://x/r", data(&keys)), Ok(Access { credentials: opened, authorities }));
     let key = || data(&[("identity", "KEY\n"), ("known_hosts", "x ssh-ed25519 AAAA")]);
     let opened = Credentials::Ssh { identity: "KEY\n".into(), known_hosts: "x ssh-ed25519 AAAA\n".into() };
-    assert_eq!(of("ssh://git@x/r", key()), Ok(opened));
+    assert_eq!(of("ssh://git@x/r", key()), Ok(opened.into()));
     for (url, secret, message) in [
         ("ssh://git@x/r", None, "an ssh:// address needs a Secret with the keys identity and known_hosts"),
         ("ssh://git@x/r", data(&[("identity", "KEY")]), "Secret shop/git has no key known_hosts"),
         ("https://x/r", key(), "Secret shop/git has no key username"),
         ("https://x/r", data(&[("username", "bob"), ("password", "\n")]), "key password of Secret shop/git is empty"),
+        ("https://x/r", data(&[("ca.crt", "")]), "key ca.crt of Secret shop/git is empty"),
         (
             "https://x/r",
             Some(NamedSecret { name: "shop/git".to_owned(), data: None }),
