@@ -917,12 +917,12 @@ async fn resolve(git: &Git, reference: &str) -> Result<Option<String>> {
     Err(classify("looking at the local copy", &git.remote, &output.stderr, &git.scrubber))
 }
 
-async fn exists(git: &Git, commit: &str) -> Result<bool> {
+pub(super) async fn exists(git: &Git, commit: &str) -> Result<bool> {
     let name = format!("{commit}^{{commit}}");
     Ok(git.call("looking for a commit", ["cat-file", "-e", &name]).output().await?.success)
 }
 
-async fn is_ancestor(git: &Git, older: &str, newer: &str) -> Result<bool> {
+pub(super) async fn is_ancestor(git: &Git, older: &str, newer: &str) -> Result<bool> {
     let output = git.call("comparing two commits", ["merge-base", "--is-ancestor", older, newer]).output().await?;
     match output.code {
         Some(0) => Ok(true),

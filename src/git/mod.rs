@@ -4,10 +4,12 @@
 //! environment of its own. It knows no cluster: what it reads it returns, what it writes it is given.
 
 mod address;
+mod archive;
 mod cache;
 mod command;
 mod epoch;
 mod error;
+mod history;
 mod import;
 mod ledger;
 mod ledger_entry;
@@ -18,9 +20,11 @@ mod source;
 mod tests;
 
 pub use address::{Access, Credentials, RemoteAddress};
+pub use archive::{Archive, ArchivedBranch, ArchivedLedger, Chain};
 pub use cache::{GitCache, Repository, Timeouts, check_executable};
 pub use epoch::Epoch;
 pub use error::{GitError, Missing, Rejection, Result};
+pub use history::{Change, Commit, Content, History, Person, Segment, Trailers, TreeEntry};
 pub use ledger::{Appended, Fork, Ledger, LedgerContents, LedgerPolicy, LocalLedger, RecordedRollout};
 pub use ledger_entry::{Evidence, LedgerEntry, state_document};
 pub use push_policy::PushPolicy;

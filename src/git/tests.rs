@@ -24,6 +24,7 @@ use crate::api::{Transition, TransitionEvent};
 
 mod authorities;
 mod epochs;
+mod history;
 
 const BRANCH: &str = "rollout-log/prod";
 
