@@ -9,10 +9,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::cluster::{Cluster, Component, Options, Ready, said};
 use crate::command::{Command, Output};
+use crate::forge::{Forge, Repository, SshKey};
 use crate::git_server::GitServer;
 use crate::images;
 use crate::progress::timed;
@@ -30,12 +31,25 @@ pub const LOG_BRANCH: &str = "rollout-log/demo";
 /// The one DeployRepo of a shop, in the shop's own namespace.
 pub const REPO: &str = "deploy";
 
+/// What signs the calls of the webhook, for every shop.
+const WEBHOOK_TOKEN: &str = "a-webhook-token";
+
+/// How the operator reaches a repository on the forge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// As a user of the forge, by its token; the forge's certificate has an authority of its own.
+    Https,
+    /// By a deploy key of the repository.
+    Ssh,
+}
+
 /// A cluster, the operator in it, and a git server beside it.
 pub struct World {
     /// The cluster.
     pub cluster: Cluster,
     /// The git server; locked while it is stopped or started.
     pub git: Mutex<GitServer>,
+    forge: OnceCell<Forge>,
     /// Where the tools are.
     pub tools: Tools,
     folder: tempfile::TempDir,
@@ -91,6 +105,7 @@ impl World {
         let world = Self {
             cluster,
             git: Mutex::new(git),
+            forge: OnceCell::new(),
             tools: tools.clone(),
             folder,
             repositories,
@@ -144,12 +159,18 @@ impl World {
             .ready_when(Ready::Listens(git.address()))
             .start()
             .await?;
+        if let Some(forge) = self.forge.into_inner() {
+            forge.keep()?;
+        }
         self.cluster.keep()
     }
 
     /// Starts again what a story left broken.
     pub async fn mend(&self) -> Result<()> {
         self.git.lock().await.start_again().await?;
+        if let Some(forge) = self.forge.get() {
+            forge.mend().await?;
+        }
         self.cluster.mend().await
     }
 
@@ -204,21 +225,66 @@ impl World {
         Api::namespaced_with(self.cluster.client(), namespace, &resource)
     }
 
+    /// A real forge beside the cluster; the first who asks starts it.
+    pub async fn forge(&self) -> Result<&Forge> {
+        self.forge
+            .get_or_try_init(async || {
+                let dir = self.cluster.dir().unwrap_or_else(|| self.folder.path().to_owned());
+                Forge::start(&self.tools, &dir, self.cluster.host_address()).await
+            })
+            .await
+    }
+
     /// A namespace with a deploy repository of its own, in which nothing is declared yet.
     pub async fn shop(&self, name: &str) -> Result<Shop<'_>> {
-        let number = self.shops.fetch_add(1, Ordering::Relaxed);
-        let namespace = format!("{name}-{number}");
-        let (url, webhook) = {
+        let namespace = self.namespace(name);
+        let webhook = self.webhook_url(&namespace).await?;
+        let url = {
             let git = self.git.lock().await;
             let url = git.create(&namespace).await?;
-            let webhook = self.webhook_url(&namespace).await?;
-            git.set_webhook(&namespace, &webhook, Some("a-webhook-token"));
-            (url, webhook)
+            git.set_webhook(&namespace, &webhook, Some(WEBHOOK_TOKEN));
+            url
         };
         let tree = WorkTree::clone(&url, self.folder.path().join(&namespace)).await?;
-        let shop =
-            Shop { world: self, host: format!("web.{namespace}.test"), namespace, tree, url, replaced: Vec::new() };
-        tracing::debug!(webhook, "a shop");
+        self.declared(namespace, url, json!({}), tree).await
+    }
+
+    /// The same with a private repository on the forge, as the person who owns it reaches it. Nobody else pushes to
+    /// `main`, the operator neither.
+    pub async fn shop_on_forge(&self, name: &str, transport: Transport) -> Result<(Shop<'_>, Repository)> {
+        let namespace = self.namespace(name);
+        let forge = self.forge().await?;
+        let person = forge.create_user(&namespace).await?;
+        let repository = person.create_repository("deploy").await?;
+        repository.add_webhook(&self.webhook_url(&namespace).await?, WEBHOOK_TOKEN).await?;
+        repository.protect_branch("main", &[person.name()]).await?;
+        let (url, secret) = match transport {
+            Transport::Https => {
+                let operator = forge.create_user(&format!("{namespace}-sluice")).await?;
+                repository.add_collaborator(operator.name(), false).await?;
+                let secret = json!({"username": operator.name(), "password": operator.token(),
+                    "ca.crt": forge.certificate_authority()});
+                (repository.https_url(), secret)
+            }
+            Transport::Ssh => {
+                let key = SshKey::make(self.folder.path().join(format!("{namespace}-key")), "sluice")?;
+                repository.add_deploy_key("sluice", key.public(), false).await?;
+                (repository.ssh_url(), json!({"identity": key.identity(), "known_hosts": forge.known_hosts()}))
+            }
+        };
+        let folder = self.folder.path().join(&namespace);
+        let tree = WorkTree::clone_with(&repository.https_url_with_token(), folder, forge.environment(None)?).await?;
+        Ok((self.declared(namespace, url, secret, tree).await?, repository))
+    }
+
+    fn namespace(&self, name: &str) -> String {
+        format!("{name}-{}", self.shops.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn declared(&self, namespace: String, url: String, mut secret: Value, tree: WorkTree) -> Result<Shop<'_>> {
+        secret["webhookToken"] = json!(WEBHOOK_TOKEN);
+        let host = format!("web.{namespace}.test");
+        let shop = Shop { world: self, host, namespace, tree, url, secret, replaced: Vec::new() };
         shop.declare_repository().await?;
         Ok(shop)
     }
@@ -253,6 +319,8 @@ pub struct Shop<'w> {
     /// A person's clone of the repository.
     pub tree: WorkTree,
     url: String,
+    /// What the DeployRepo's Secret holds.
+    secret: Value,
     replaced: Vec<(String, String)>,
 }
 
@@ -262,7 +330,7 @@ impl Shop<'_> {
         let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}},
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "deploy", "namespace": self.namespace},
-             "stringData": {"webhookToken": "a-webhook-token"}},
+             "stringData": self.secret},
             {"apiVersion": "sluice.dev/v1alpha1", "kind": "DeployRepo",
              "metadata": {"name": REPO, "namespace": self.namespace},
              "spec": {"url": self.url, "path": "deploy", "interval": "10s", "secretRef": {"name": "deploy"},

@@ -5,6 +5,7 @@
 
 mod admission;
 mod faults;
+mod forge;
 mod git;
 mod people;
 mod releases;
@@ -50,6 +51,7 @@ pub fn all() -> Vec<Story> {
         story!(240, git::git_is_down_during_an_abort),
         story!(240, git::a_fresh_cluster_does_not_roll_out_what_was_aborted),
         story!(180, git::a_repository_that_cannot_be_read_says_so_and_recovers),
+        story!(240, forge::a_pull_request_is_merged_and_released_over_https_and_over_ssh),
         story!(180, releases::two_rollouts_move_at_the_same_time),
         story!(180, faults::a_hand_edit_of_the_route_is_put_back),
         story!(180, faults::an_invalid_rollout_stalls_and_recovers),
