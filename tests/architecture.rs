@@ -52,13 +52,15 @@ const ROOMS: &[Room] = &[
     ("analysis",    &["api", "engine", "metrics"],                                        &[]),
     ("traffic",     &["api", "engine"],                                                   &[]),
     // The outside world, one room for each part of it.
-    ("metrics",     &["api"],                                                             &[Http, Sockets, Runtime, Clock]),
+    ("egress",      &[],                                                                  &[Http, Sockets, Runtime]),
+    ("metrics",     &["api", "egress"],                                                   &[Http, Runtime, Clock]),
+    ("forge",       &["api", "egress"],                                                   &[Http, Runtime, Clock]),
     ("cluster",     &["analysis", "api", "engine", "telemetry", "traffic"],               &[Types, Client, Runtime, Clock]),
     ("git",         &["api"],                                                             &[Process, Runtime, Clock, Files]),
     ("http",        &["api", "telemetry"],                                                &[Server, Sockets, Runtime, Clock]),
     ("telemetry",   &["api"],                                                             &[Runtime, Clock]),
     // What brings them together.
-    ("controllers", &["analysis", "api", "cluster", "engine", "git", "http", "metrics", "simulation", "telemetry", "traffic"],
+    ("controllers", &["analysis", "api", "cluster", "engine", "forge", "git", "http", "metrics", "simulation", "telemetry", "traffic"],
                                                                                           &[Types, Runtime, Clock]),
     ("cli",         &["analysis", "api", "cluster", "controllers", "engine", "git", "simulation"],
                                                                                           &[Types, Runtime, Clock, Files, Arguments]),

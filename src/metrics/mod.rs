@@ -1,4 +1,4 @@
-//! Metric providers, one file each: ask, and return samples. The only room that asks foreign HTTP servers.
+//! Metric providers, one file each: ask, and return samples.
 //!
 //! What a foreign server says is never repeated: an error is a class in our own words, and of an answer only
 //! numbers and times are kept. Otherwise a status would show a tenant what an address answers that only the

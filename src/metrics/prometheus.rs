@@ -1,41 +1,30 @@
 //! Prometheus, and anything that answers its HTTP API.
 //!
 //! The client is `prometheus-http-query`; the answer is decoded here, because what that crate drops matters:
-//! warnings (a partial answer), the size of the body, and numbers that are none. An address is an
-//! administrator's word, but what answers there is not trusted: no redirects, no proxies of the environment,
-//! no link-local or metadata addresses, a cap on time and bytes.
+//! warnings (a partial answer) and numbers that are none. It asks with the guards of [`crate::egress`], and without
+//! the proxies of the environment: a Prometheus is near.
 
-use std::{
-    error::Error as StdError,
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use prometheus_http_query::Client;
 use reqwest::{
     StatusCode,
-    dns::{Addrs, Name, Resolve, Resolving},
     header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
-    redirect::Policy,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Answer, MetricError, Sample};
 use crate::api::PrometheusServer;
+use crate::egress::{self, Failure, MAX_BODY, Settings};
 
-/// The longest answer that is read.
-pub const MAX_BODY: usize = 1024 * 1024;
 /// The most series that are judged.
 pub const MAX_SERIES: usize = 1000;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A query that takes longer would rather hold up the others than help a rollout.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_MAX_AGE: TimeDelta = TimeDelta::minutes(2);
 
 /// One Prometheus, with its connections.
@@ -62,19 +51,8 @@ impl Prometheus {
         if !encrypted && !address.starts_with("http://") {
             return Err(declared("address", "must begin with http:// or https://"));
         }
-        let mut builder = reqwest::Client::builder()
-            .redirect(Policy::none())
-            .no_proxy()
-            .dns_resolver(Arc::new(Resolver))
-            .connect_timeout(CONNECT_TIMEOUT.min(timeout))
-            .timeout(timeout)
-            .pool_max_idle_per_host(4)
-            .user_agent("sluice");
-        if !encrypted {
-            // No certificates to load, and none to miss in a small image.
-            builder = builder.tls_certs_only([]);
-        }
-        let http = builder.build().map_err(|_| declared("address", "no TLS client: are there CA certificates?"))?;
+        let settings = Settings { encrypted, timeout, authorities: None, proxies: false };
+        let http = egress::client(settings).map_err(|error| declared("address", &error.to_string()))?;
         let client = Client::from(http, address).map_err(|_| declared("address", "is not an address"))?;
         let url = client.base_url();
         if !url.username().is_empty() || url.password().is_some() {
@@ -83,11 +61,7 @@ impl Prometheus {
         if url.query().is_some() || url.fragment().is_some() {
             return Err(declared("address", "is a base address: without \"?\" and \"#\""));
         }
-        let host = url.host_str().unwrap_or_default();
-        let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        if literal.is_ok_and(is_forbidden) {
-            return Err(declared("address", "is a link-local or metadata address, which is never asked"));
-        }
+        egress::check(url).map_err(|why| declared("address", why))?;
         let mut headers = HeaderMap::new();
         for (name, value) in &server.headers {
             let field = format!("headers[{name}]");
@@ -147,25 +121,13 @@ impl Prometheus {
             response = query().get_raw().await.map_err(failure)?;
         }
         let status = response.status();
-        let body = read(response).await;
+        let body = egress::read(response).await.map_err(unreachable);
         if !status.is_success() {
             // Prometheus says in the body what kind of error it is; a proxy says nothing we repeat.
             return Err(body.ok().and_then(|body| failed_query(&body)).unwrap_or_else(|| refusal(status)));
         }
         decode(&body?, self.max_age)
     }
-}
-
-/// Reads a body up to its cap, without believing the length it announces.
-async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, MetricError> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(&error))? {
-        if body.len() + chunk.len() > MAX_BODY {
-            return Err(MetricError::TooLarge { limit: MAX_BODY });
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
 }
 
 #[derive(Deserialize)]
@@ -253,89 +215,17 @@ fn refusal(status: StatusCode) -> MetricError {
 }
 
 fn failure(error: prometheus_http_query::Error) -> MetricError {
-    unreachable(&error)
+    unreachable(egress::failure(&error))
 }
 
-/// The class of a failed request, found in the chain of its causes. Their texts hold addresses and what the
-/// other side said, and are not repeated.
-fn unreachable(error: &(dyn StdError + 'static)) -> MetricError {
-    let mut cause = Some(error);
-    let mut why = "the connection failed";
-    while let Some(here) = cause {
-        if here.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout) {
-            return MetricError::Timeout { seconds: 0 };
-        }
-        if let Some(refused) = here.downcast_ref::<ResolveError>() {
-            why = refused.0;
-        }
-        if let Some(error) = here.downcast_ref::<io::Error>() {
-            let error = innermost(error);
-            why = match error.kind() {
-                io::ErrorKind::ConnectionRefused => "connection refused",
-                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset",
-                io::ErrorKind::UnexpectedEof => "the answer broke off",
-                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "no route to the host",
-                io::ErrorKind::TimedOut => return MetricError::Timeout { seconds: 0 },
-                _ => why,
-            };
-            if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                why = match tls {
-                    rustls::Error::InvalidCertificate(_) => "its TLS certificate is not accepted",
-                    _ => "no TLS connection",
-                };
-            }
-        }
-        cause = here.source();
+/// The class of a failed request.
+fn unreachable(failure: Failure) -> MetricError {
+    match failure {
+        // The caller knows the limit.
+        Failure::Timeout => MetricError::Timeout { seconds: 0 },
+        Failure::Unreachable(why) => MetricError::Unreachable { why },
+        Failure::TooLarge => MetricError::TooLarge { limit: MAX_BODY },
     }
-    MetricError::Unreachable { why }
-}
-
-/// An error in an error: its source is not the inner one but that one's source, so the chain skips it.
-fn innermost(mut error: &io::Error) -> &io::Error {
-    while let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>()) {
-        error = inner;
-    }
-    error
-}
-
-/// Looks names up and leaves out what must not be asked. The connection goes to exactly these addresses, so
-/// a name that changes between two look-ups gains nothing.
-struct Resolver;
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct ResolveError(&'static str);
-
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
-            let found: Vec<SocketAddr> = found.map_err(|_| ResolveError("its name does not resolve"))?.collect();
-            let any = !found.is_empty();
-            let allowed: Vec<SocketAddr> = found.into_iter().filter(|address| !is_forbidden(address.ip())).collect();
-            if allowed.is_empty() {
-                let why = "its name resolves to a link-local or metadata address, which is never asked";
-                return Err(ResolveError(if any { why } else { "its name does not resolve" }).into());
-            }
-            let addresses: Addrs = Box::new(allowed.into_iter());
-            Ok(addresses)
-        })
-    }
-}
-
-/// Link-local addresses, where clouds answer with credentials, and the metadata services outside of them.
-fn is_forbidden(address: IpAddr) -> bool {
-    const METADATA: [IpAddr; 3] = [
-        IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-        IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
-        IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    ];
-    let address = address.to_canonical();
-    let local = match address {
-        IpAddr::V4(address) => address.is_link_local() || address.is_unspecified() || address.is_broadcast(),
-        IpAddr::V6(address) => address.is_unicast_link_local() || address.is_unspecified(),
-    };
-    local || address.is_multicast() || METADATA.contains(&address)
 }
 
 #[cfg(test)]
