@@ -2,11 +2,11 @@
 //!
 //! Everything `decide` needs to go on after a crash stands here, and nothing that can be observed.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Condition;
+use super::{Condition, ConditionStatus, Conditions, RECORDED};
 
 /// Where a Rollout stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -77,6 +77,23 @@ pub struct RolloutStatus {
     pub epoch: i64,
     /// Conditions, by type.
     pub conditions: Vec<Condition>,
+}
+
+impl RolloutStatus {
+    /// How long transitions may wait for the log before the record counts as behind.
+    pub const BEHIND_AFTER: TimeDelta = TimeDelta::seconds(60);
+
+    /// When the oldest transition happened that the log does not have yet.
+    pub fn unrecorded_since(&self) -> Option<DateTime<Utc>> {
+        self.pending_log.iter().map(|transition| transition.at).min()
+    }
+
+    /// Since when the record is behind, if it is: transitions have waited for longer than is usual, or something is
+    /// known to keep them out of the log.
+    pub fn record_behind_since(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let refused = self.conditions.condition(RECORDED).is_some_and(|known| known.status == ConditionStatus::False);
+        self.unrecorded_since().filter(|since| refused || now - *since >= Self::BEHIND_AFTER)
+    }
 }
 
 /// Where a Rollout stands, in one word.

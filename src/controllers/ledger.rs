@@ -20,7 +20,7 @@ use self::record::{Trouble, Waiting};
 use super::LedgerView;
 use super::deploy_repo::{CredentialsError, access};
 use super::queue::{Failure, Outcome, Queue, QueueConfig};
-use crate::api::{DeployRepoSpec, PodTemplate, names};
+use crate::api::{DeployRepoSpec, OnAuditUnavailable, PodTemplate, names};
 use crate::cluster::apply::{Applier, ApplyError};
 use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
@@ -165,13 +165,14 @@ struct Open {
 
 impl<R: Remotes> LedgerView for LedgerController<R> {
     fn state(&self, rollout: &Key) -> LedgerState {
-        let Some(key) = self.index().rollout(rollout).and_then(|rollout| self.ledger_of(&rollout)) else {
+        let Some((key, on_unavailable)) = self.index().rollout(rollout).and_then(|rollout| self.recording_of(&rollout))
+        else {
             return LedgerState::default();
         };
         let Some(contents) = self.contents(&key) else {
             // Asked for the first time, or not readable yet: the queue's back-off bounds how often it is tried.
             self.parts.queue.add(key);
-            return LedgerState { configured: true, ..LedgerState::default() };
+            return LedgerState { configured: true, on_unavailable, ..LedgerState::default() };
         };
         let recorded = contents.rollouts.get(&(rollout.namespace.clone(), rollout.name.clone()));
         let last_good = recorded.and_then(|recorded| recorded.last_good.clone());
@@ -180,6 +181,7 @@ impl<R: Remotes> LedgerView for LedgerController<R> {
             configured: true,
             aborted: recorded.map(|recorded| recorded.aborted.clone()).unwrap_or_default(),
             last_good: last_good.and_then(|(revision, template)| Some((revision, template?))),
+            on_unavailable,
         }
     }
 
@@ -446,7 +448,8 @@ impl<R: Remotes> LedgerController<R> {
         let unread = self.contents(key).is_none();
         for rollout in self.rollouts_of(key) {
             let first_waits = unread && waits_for_first(&rollout);
-            let change = |status: &_| record::behind(status, trouble, since, first_waits, now);
+            let policy = self.recording_of(&rollout).map(|(_, policy)| policy).unwrap_or_default();
+            let change = |status: &_| record::behind(status, trouble, since, first_waits, policy, now);
             if change(&rollout.status.clone().unwrap_or_default()).is_some() {
                 let written = self.change(&rollout.identity.key(), &rollout.identity.uid, change).await;
                 self.note(&rollout.identity.key(), written);
@@ -521,8 +524,14 @@ impl<R: Remotes> LedgerController<R> {
     }
 
     fn ledger_of(&self, rollout: &RolloutObject) -> Option<LedgerKey> {
+        self.recording_of(rollout).map(|(key, _)| key)
+    }
+
+    /// Where a Rollout is recorded, and what it does while that is not possible.
+    fn recording_of(&self, rollout: &RolloutObject) -> Option<(LedgerKey, OnAuditUnavailable)> {
         let repos = self.index().deploy_repos();
-        record::recorder(&rollout.identity, &repos, &self.parts.operator_namespace).and_then(|repo| self.key_of(repo))
+        let repo = record::recorder(&rollout.identity, &repos, &self.parts.operator_namespace)?;
+        Some((self.key_of(repo)?, repo.spec.as_ref().ok()?.log.on_audit_unavailable))
     }
 
     /// The DeployRepos that record into this ledger, the operator's own and the oldest first.

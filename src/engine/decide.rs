@@ -8,11 +8,11 @@ use chrono::{DateTime, Utc};
 
 use super::converge::{Convergence, Target, converge, facts, share};
 use super::plan::{Gate, Plan, Stage, plan};
-use super::{AnalysisState, Effect, InterventionState, Problem, Snapshot, Turn, Wait, WaitOn};
+use super::{AnalysisState, Effect, InterventionState, LedgerState, Problem, Snapshot, Turn, Wait, WaitOn};
 use crate::api::{
     Abort, AbortCause, AnalysisPhase, AnalysisReference, CanaryStrategy, Condition, ConditionStatus, Conditions,
-    Denied, Hold, InterventionAction, PausedBy, Phase, RefusedIntervention, Release, ReleaseState, RolloutStatus, Seen,
-    Transition, TransitionEvent, names,
+    Denied, Hold, InterventionAction, OnAuditUnavailable, PausedBy, Phase, RECORDED, RefusedIntervention, Release,
+    ReleaseState, RolloutStatus, Seen, Transition, TransitionEvent, names,
 };
 
 /// How many taken Interventions, and how many promoted revisions, are remembered.
@@ -385,6 +385,12 @@ impl Decision<'_> {
                 let until = self.old_is_kept_until();
                 return self.conclude_by(or_person(convergence, "the rollout is paused"), until);
             }
+            if let Some(wait) = self.beginning_awaits_record() {
+                self.describe(Phase::Progressing, LedgerState::AWAITED, &wait.message);
+                let convergence = converge(self.snapshot, &self.rest(stable), &self.next.seen, self.now);
+                let until = self.old_is_kept_until();
+                return self.conclude_by(or_wait(convergence, wait), until);
+            }
             return self.start(1, "NewRevision", None);
         }
         let target = self.rest(stable);
@@ -545,7 +551,7 @@ impl Decision<'_> {
             None,
         );
         self.next.release = None;
-        if self.denial(&desired).is_some() || self.paused().is_some() {
+        if self.denial(&desired).is_some() || self.paused().is_some() || self.beginning_awaits_record().is_some() {
             self.describe(Phase::Progressing, "Superseded", "traffic goes back to the stable revision");
             return self.advance();
         }
@@ -707,6 +713,11 @@ impl Decision<'_> {
     }
 
     fn pass(mut self, mut release: Release, stage: &Stage, verdict: Option<String>, runs: Vec<String>) -> Turn {
+        let promotes = release.stage >= self.plan.len().saturating_sub(2);
+        if let Some(wait) = self.awaits_record(promotes).filter(|_| !release.rollback) {
+            self.describe(Phase::Progressing, LedgerState::AWAITED, &wait.message);
+            return self.conclude(Convergence::Hold(wait));
+        }
         let revision = release.revision.clone();
         let actor = (!release.approvals.is_empty()).then(|| release.approvals.join(", "));
         let reason = if release.gate_skipped { "GateSkipped" } else { "StepCompleted" };
@@ -1064,25 +1075,23 @@ impl Decision<'_> {
             };
             return self.conclude_by(convergence, kept.filter(|_| !gone));
         }
-        if desired != stable && desired != release.revision && back {
-            if self.denial(&desired).is_none() && self.paused().is_none() {
-                self.next.release = None;
-                return self.start(1, "NewRevision", None);
+        let begins = desired != stable && back && self.denial(&desired).is_none() && self.paused().is_none();
+        let awaited = self.beginning_awaits_record().filter(|_| begins);
+        if begins && awaited.is_none() {
+            if desired == release.revision {
+                // Aborted by a revert, and now asked for again: that is a person's word.
+                return self.start(release.attempt.saturating_add(1), "AskedAgain", None);
             }
-        } else if desired == release.revision
-            && desired != stable
-            && back
-            && self.denial(&desired).is_none()
-            && self.paused().is_none()
-        {
-            // Aborted by a revert, and now asked for again: that is a person's word.
-            return self.start(release.attempt.saturating_add(1), "AskedAgain", None);
+            self.next.release = None;
+            return self.start(1, "NewRevision", None);
         }
         if desired == stable && back {
             self.describe(Phase::Ready, "Ready", &format!("revision {stable} serves everything"));
             if gone {
                 self.next.release = None;
             }
+        } else if let Some(wait) = &awaited {
+            self.describe(Phase::Progressing, LedgerState::AWAITED, &wait.message);
         } else {
             self.describe_aborted(&abort);
         }
@@ -1092,10 +1101,40 @@ impl Decision<'_> {
             }
             Convergence::Reached => {
                 let person = if desired == stable { WaitOn::Nothing } else { WaitOn::Person };
-                self.conclude(Convergence::Hold(wait_for(person, None, "stable serves everything")))
+                let wait = awaited.unwrap_or_else(|| wait_for(person, None, "stable serves everything"));
+                self.conclude(Convergence::Hold(wait))
             }
             convergence => self.conclude_by(convergence, kept),
         }
+    }
+
+    // === The record ===
+
+    /// The wait for the record, while it is behind and the policy says that this waits. Going back never asks: neither
+    /// an abort nor a way back to a revision that was good.
+    fn awaits_record(&self, promotes: bool) -> Option<Wait> {
+        let ledger = &self.snapshot.ledger;
+        let (policy, what) = match ledger.on_unavailable {
+            OnAuditUnavailable::Continue => return None,
+            OnAuditUnavailable::Pause => ("pause", "no step is taken"),
+            OnAuditUnavailable::HoldBeforePromotion if promotes => ("holdBeforePromotion", "it is not promoted"),
+            OnAuditUnavailable::HoldBeforePromotion => return None,
+        };
+        let status = &self.snapshot.status;
+        let since = status.record_behind_since(self.now).filter(|_| ledger.configured)?;
+        let cause = status.conditions.condition(RECORDED).filter(|known| known.status == ConditionStatus::False);
+        let cause = cause.map_or_else(String::new, |known| format!(" ({})", known.reason));
+        let since = since.format("%Y-%m-%d %H:%M:%S UTC");
+        let message = format!(
+            "transitions since {since} are not in git yet{cause}; {what} before they are (onAuditUnavailable: {policy})"
+        );
+        Some(wait_for(WaitOn::Ledger, None, &message))
+    }
+
+    /// The same for a release that would begin.
+    fn beginning_awaits_record(&self) -> Option<Wait> {
+        let back = self.next.promoted_revisions.contains(&self.desired);
+        self.awaits_record(self.plan.len() <= 1).filter(|_| !back)
     }
 
     // === Consent ===
@@ -1244,6 +1283,9 @@ impl Decision<'_> {
         }
         match word.action {
             InterventionAction::Promote => {
+                if let Some(wait) = self.awaits_record(true).filter(|_| !release.rollback) {
+                    return Err((Box::new(self), format!("no word overrides that: {}", wait.message)));
+                }
                 let from = release.stage;
                 release.stage = self.plan.len().saturating_sub(1);
                 self.reset_stage(&mut release);
@@ -1347,6 +1389,9 @@ impl Decision<'_> {
             self.push(TransitionEvent::FirstDeploy, &desired, 0, (0, 0), "Retry", message.clone(), actor);
             self.describe(Phase::Pending, "FirstDeploy", &message);
             return Ok(self.advance());
+        }
+        if let Some(wait) = self.beginning_awaits_record() {
+            return Err((Box::new(self), format!("no word overrides that: {}", wait.message)));
         }
         Ok(self.start(attempt, "Retry", actor))
     }
@@ -1528,8 +1573,12 @@ fn missing(run: &AnalysisState) -> Passage {
 }
 
 fn or_person(convergence: Convergence, message: &str) -> Convergence {
+    or_wait(convergence, wait_for(WaitOn::Person, None, message))
+}
+
+fn or_wait(convergence: Convergence, wait: Wait) -> Convergence {
     match convergence {
-        Convergence::Reached => Convergence::Hold(wait_for(WaitOn::Person, None, message)),
+        Convergence::Reached => Convergence::Hold(wait),
         other => other,
     }
 }

@@ -6,7 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::api::{
-    AnalysisPhase, AnalysisReference, InterventionAction, PodTemplate, RolloutSpec, RolloutStatus, weight,
+    AnalysisPhase, AnalysisReference, Conditions, InterventionAction, OnAuditUnavailable, PodTemplate, RolloutSpec,
+    RolloutStatus, weight,
 };
 
 /// Everything one decision may depend on, as last observed.
@@ -185,6 +186,24 @@ pub struct LedgerState {
     pub aborted: BTreeMap<String, String>,
     /// The last revision that was promoted in it, with its template.
     pub last_good: Option<(String, PodTemplate)>,
+    /// What a rollout does while its transitions cannot be recorded.
+    pub on_unavailable: OnAuditUnavailable,
+}
+
+impl LedgerState {
+    /// The reason of a Rollout that waits for its record.
+    pub const AWAITED: &'static str = "AwaitingRecord";
+
+    /// For those who cannot see the ledger: what the Rollout's status says of it.
+    pub fn told_by(status: &RolloutStatus) -> Self {
+        let awaited = status.conditions.condition("Ready").is_some_and(|ready| ready.reason == Self::AWAITED);
+        Self {
+            read: true,
+            configured: awaited,
+            on_unavailable: if awaited { OnAuditUnavailable::Pause } else { OnAuditUnavailable::Continue },
+            ..Self::default()
+        }
+    }
 }
 
 /// What one turn does: exactly one thing.
@@ -234,7 +253,7 @@ pub enum WaitOn {
     Analysis,
     /// Metrics to come back.
     Metrics,
-    /// The ledger to be read.
+    /// The ledger: to be read, or to have what has happened.
     Ledger,
     /// A scale-down delay.
     ScaleDown,

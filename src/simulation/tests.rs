@@ -5,6 +5,8 @@ use super::*;
 use crate::api::{Phase, PodTemplate, RolloutSpec, TransitionEvent as Event};
 use crate::engine::{InterventionState, WaitOn};
 
+mod audit;
+
 fn start() -> DateTime<Utc> {
     "2026-01-01T00:00:00Z".parse().unwrap()
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::objects::{AnalysisRun, Conflict, Knobs, Pod, ReplicaSet, Route, Script, Service, Versions, Write, Written};
-use crate::api::{AnalysisPhase, PodTemplate, RolloutSpec, RolloutStatus, Transition, TransitionEvent, weight};
+use crate::api::{
+    AnalysisPhase, OnAuditUnavailable, PodTemplate, RolloutSpec, RolloutStatus, Transition, TransitionEvent, weight,
+};
 use crate::engine::{
     AnalysisState, Effect, InterventionState, LedgerState, Problem, RevisionState, RouteState, RuleState, ServiceState,
     Snapshot,
@@ -41,6 +43,8 @@ pub struct World {
     pub interventions: Vec<InterventionState>,
     /// What the ledger says.
     pub ledger: LedgerState,
+    /// The ledger cannot be written: transitions stay in the status.
+    pub ledger_away: bool,
     /// The transitions the ledger has recorded.
     pub recorded: Vec<Transition>,
     /// What is wrong with what the spec refers to.
@@ -76,6 +80,7 @@ impl World {
             analyses: BTreeMap::new(),
             interventions: Vec::new(),
             ledger: LedgerState { read: true, configured: true, ..LedgerState::default() },
+            ledger_away: false,
             recorded: Vec::new(),
             problems: Vec::new(),
             source_commit: None,
@@ -98,6 +103,9 @@ impl World {
         world.status = snapshot.status.clone();
         world.interventions.clone_from(&snapshot.interventions);
         world.ledger = LedgerState { read: true, ..snapshot.ledger.clone() };
+        // A record that something waits for does not come by itself; any other is taken kindly.
+        let waited_for = snapshot.ledger.configured && snapshot.ledger.on_unavailable != OnAuditUnavailable::Continue;
+        world.ledger_away = waited_for && snapshot.status.record_behind_since(now).is_some();
         world.problems.clone_from(&snapshot.problems);
         world.source_commit.clone_from(&snapshot.source_commit);
         world.epoch = snapshot.epoch;
@@ -346,10 +354,25 @@ impl World {
         self.status_version += 1;
         let taken = &self.status.taken_interventions;
         self.interventions.retain(|word| !taken.contains(&word.uid));
+        if !self.ledger_away {
+            self.record_all();
+        }
+        Ok(())
+    }
+
+    /// The ledger can be written again, or not any more.
+    pub fn let_ledger_be_away(&mut self, away: bool) {
+        self.ledger_away = away;
+        if !away && !self.status.pending_log.is_empty() {
+            self.record_all();
+            self.status_version += 1;
+        }
+    }
+
+    fn record_all(&mut self) {
         for transition in std::mem::take(&mut self.status.pending_log) {
             self.record(transition);
         }
-        Ok(())
     }
 
     fn record(&mut self, transition: Transition) {

@@ -66,7 +66,7 @@ impl Facts {
     pub fn of(index: &Index, key: &Key, gaps: &[Gap], now: DateTime<Utc>) -> Option<Self> {
         let rollout = index.rollout(key)?;
         let status = rollout.status.clone().unwrap_or_default();
-        let ledger = LedgerState { read: true, ..LedgerState::default() };
+        let ledger = LedgerState::told_by(&status);
         let snapshot = observe(index, &rollout, ledger, status.epoch).ok().map(|mut snapshot| {
             // Templates and providers are not read here, so what is said of them is not so. When the operator
             // finds something wrong, the status says it.

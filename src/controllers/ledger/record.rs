@@ -6,15 +6,14 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::api::{
-    Condition, ConditionStatus, Conditions, DeployRepoStatus, PodTemplate, RolloutStatus, Transition, TransitionEvent,
+    Condition, ConditionStatus, Conditions, DeployRepoStatus, OnAuditUnavailable, PodTemplate, RECORDED, RolloutStatus,
+    Transition, TransitionEvent,
 };
 use crate::cluster::objects::{AnalysisRunObject, DeployRepoObject, Identity, RolloutObject};
 use crate::git::{Evidence, LedgerEntry, state_document};
 
 /// How long transitions may wait before it is said that the record is behind.
-pub const BEHIND_AFTER: TimeDelta = TimeDelta::seconds(60);
-/// The condition this room owns.
-pub const RECORDED: &str = "Recorded";
+pub const BEHIND_AFTER: TimeDelta = RolloutStatus::BEHIND_AFTER;
 
 /// What keeps transitions out of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,7 +140,7 @@ pub fn confirmed(before: &RolloutStatus, sequence: i64, branch: &str, now: DateT
     let mut status = before.clone();
     status.pending_log.retain(|transition| transition.sequence > sequence);
     status.recorded_sequence = status.recorded_sequence.max(sequence);
-    let recent = oldest(&status).is_none_or(|at| now - at < BEHIND_AFTER);
+    let recent = status.unrecorded_since().is_none_or(|at| now - at < BEHIND_AFTER);
     if recent {
         let message = format!("transitions up to {} are in {branch}", status.recorded_sequence);
         set(&mut status, ConditionStatus::True, "Recorded", &message, now);
@@ -155,9 +154,10 @@ pub fn behind(
     trouble: &Trouble,
     trouble_since: DateTime<Utc>,
     first_waits: bool,
+    policy: OnAuditUnavailable,
     now: DateTime<Utc>,
 ) -> Option<RolloutStatus> {
-    let waiting_since = oldest(before).or(first_waits.then_some(trouble_since))?;
+    let waiting_since = before.unrecorded_since().or(first_waits.then_some(trouble_since))?;
     if trouble.passing && now - waiting_since < BEHIND_AFTER {
         return None;
     }
@@ -170,7 +170,12 @@ pub fn behind(
         format!("the log could not be read, so the first version waits: {}", trouble.message)
     } else {
         let since = waiting_since.format("%Y-%m-%d %H:%M:%S UTC");
-        format!("transitions since {since} are not in git yet; the rollout goes on: {}", trouble.message)
+        let meanwhile = match policy {
+            OnAuditUnavailable::Continue => "the rollout goes on",
+            OnAuditUnavailable::Pause => "no further step is taken, an abort is",
+            OnAuditUnavailable::HoldBeforePromotion => "the rollout goes on, but is not promoted",
+        };
+        format!("transitions since {since} are not in git yet; {meanwhile}: {}", trouble.message)
     };
     let mut status = before.clone();
     set(&mut status, ConditionStatus::False, trouble.reason, &message, now);
@@ -212,10 +217,6 @@ pub fn log_status(
         status.conditions.set_condition(condition(value, reason, &message, generation, now));
     }
     (status != *before).then_some(status)
-}
-
-fn oldest(status: &RolloutStatus) -> Option<DateTime<Utc>> {
-    status.pending_log.iter().map(|transition| transition.at).min()
 }
 
 fn set(status: &mut RolloutStatus, value: ConditionStatus, reason: &str, message: &str, now: DateTime<Utc>) {
@@ -351,16 +352,27 @@ mod tests {
         let passing = Trouble { reason: "RepositoryUnreachable", message: "no route".into(), passing: true };
         let lasting = Trouble { reason: "AccessDenied", message: "401".into(), passing: false };
         let before = status(&[(1, 0)]);
-        assert_eq!(behind(&before, &passing, at(0), false, at(59)), None);
-        assert!(behind(&before, &lasting, at(0), false, at(1)).is_some());
-        let said = behind(&before, &passing, at(0), false, at(61)).unwrap();
+        assert_eq!(behind(&before, &passing, at(0), false, OnAuditUnavailable::Continue, at(59)), None);
+        assert!(behind(&before, &lasting, at(0), false, OnAuditUnavailable::Continue, at(1)).is_some());
+        let said = behind(&before, &passing, at(0), false, OnAuditUnavailable::Continue, at(61)).unwrap();
         let condition = said.conditions.condition(RECORDED).unwrap();
         assert_eq!((condition.status, condition.reason.as_str()), (ConditionStatus::False, "RepositoryUnreachable"));
         assert!(condition.message.contains("no route") && condition.message.contains("since"), "{}", condition.message);
-        assert_eq!(behind(&said, &passing, at(0), false, at(500)), None, "no second write");
-        assert!(behind(&said, &lasting, at(0), false, at(500)).is_some(), "another reason is news");
-        assert_eq!(behind(&status(&[]), &lasting, at(0), false, at(500)), None, "nothing waits");
-        let first = behind(&status(&[]), &passing, at(0), true, at(61)).unwrap();
+        assert_eq!(
+            behind(&said, &passing, at(0), false, OnAuditUnavailable::Continue, at(500)),
+            None,
+            "no second write"
+        );
+        assert!(
+            behind(&said, &lasting, at(0), false, OnAuditUnavailable::Continue, at(500)).is_some(),
+            "another reason is news"
+        );
+        assert_eq!(
+            behind(&status(&[]), &lasting, at(0), false, OnAuditUnavailable::Continue, at(500)),
+            None,
+            "nothing waits"
+        );
+        let first = behind(&status(&[]), &passing, at(0), true, OnAuditUnavailable::Continue, at(61)).unwrap();
         assert!(first.conditions.condition(RECORDED).unwrap().message.contains("first version waits"));
         assert_eq!(caught_up(&said, "rollout-log/prod", at(600)), None, "it still waits");
         let after = confirmed(&said, 1, "rollout-log/prod", at(600)).unwrap();

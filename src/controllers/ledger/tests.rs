@@ -13,8 +13,9 @@ use chrono::Utc;
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
-use super::record::{RECORDED, Trouble};
+use super::record::Trouble;
 use super::{LedgerController, LedgerKey, Parts, Remotes, queue_config};
+use crate::api::RECORDED;
 use crate::api::{Conditions, DeployRepoSpec, RolloutStatus};
 use crate::cluster::client::client;
 use crate::cluster::index::Index;
