@@ -101,6 +101,8 @@ struct Instruments {
     git_pushes: Family<Labels<1>, Counter>,
     outbox_depth: Gauge,
     record_lag: Gauge<f64, std::sync::atomic::AtomicU64>,
+    mirror_lag: Gauge<f64, std::sync::atomic::AtomicU64>,
+    log_tip: Family<BranchLabel, Gauge>,
     reconcile_seconds: Histograms<1>,
     reconcile_errors: Family<Labels<2>, Counter>,
     queue_depth: Family<Labels<1>, Gauge>,
@@ -125,6 +127,12 @@ impl Default for Metrics {
     }
 }
 
+/// The branch of a log: as many as there are DeployRepos and epochs in the life of one process.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, prometheus_client::encoding::EncodeLabelSet)]
+struct BranchLabel {
+    branch: String,
+}
+
 /// Turns take milliseconds; a few wait for a slow API server.
 fn turn_histogram() -> Histogram {
     Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
@@ -147,6 +155,8 @@ impl Metrics {
         let git_pushes = Family::<Labels<1>, Counter>::default();
         let outbox_depth = Gauge::default();
         let record_lag = Gauge::default();
+        let mirror_lag = Gauge::default();
+        let log_tip = Family::<BranchLabel, Gauge>::default();
         let reconcile_seconds: Histograms<1> = Family::new_with_constructor(turn_histogram);
         let reconcile_errors = Family::<Labels<2>, Counter>::default();
         let queue_depth = Family::<Labels<1>, Gauge>::default();
@@ -165,6 +175,8 @@ impl Metrics {
         registry.register("git_pushes", "Pushes to log branches", git_pushes.clone());
         registry.register("outbox_depth", "Transitions that are not yet in git", outbox_depth.clone());
         registry.register("record_lag_seconds", "Age of the oldest transition not yet in git", record_lag.clone());
+        registry.register("mirror_lag_seconds", "Time since the second remote lacks something", mirror_lag.clone());
+        registry.register("log_tip", "The first 13 hex digits of a log branch's tip, as a number", log_tip.clone());
         registry.register("reconcile_seconds", "Time one turn of a loop takes", reconcile_seconds.clone());
         registry.register("reconcile_errors", "Turns that failed", reconcile_errors.clone());
         registry.register("queue_depth", "Objects whose turn is due and waits for a worker", queue_depth.clone());
@@ -193,6 +205,8 @@ impl Metrics {
             git_pushes,
             outbox_depth,
             record_lag,
+            mirror_lag,
+            log_tip,
             reconcile_seconds,
             reconcile_errors,
             queue_depth,
@@ -244,6 +258,18 @@ impl Metrics {
     pub fn set_outbox(&self, depth: usize, oldest: Duration) {
         self.0.outbox_depth.set(i64::try_from(depth).unwrap_or(i64::MAX));
         self.0.record_lag.set(oldest.as_secs_f64());
+    }
+
+    /// How long the second remote of a log has been behind.
+    pub fn set_mirror_lag(&self, lag: Duration) {
+        self.0.mirror_lag.set(lag.as_secs_f64());
+    }
+
+    /// The tip of a log branch, as a number that fits a float: whoever keeps the series can tell a rewrite.
+    pub fn set_log_tip(&self, branch: &str, tip: &str) {
+        let digits: String = tip.chars().take(13).collect();
+        let number = i64::from_str_radix(&digits, 16).unwrap_or_default();
+        self.0.log_tip.get_or_create(&BranchLabel { branch: branch.to_owned() }).set(number);
     }
 
     /// A turn of the named loop ended.

@@ -175,6 +175,16 @@ pub enum Granularity {
 }
 
 impl Granularity {
+    /// Whether a transition of this kind gets a commit of its own.
+    pub fn gives_commit(self, event: TransitionEvent) -> bool {
+        use TransitionEvent::{Aborted, Denied, FirstDeploy, Promoted, StepCompleted, Superseded};
+        match self {
+            Self::Step => true,
+            Self::Phase => event != StepCompleted,
+            Self::Release => matches!(event, FirstDeploy | Promoted | Aborted | Superseded | Denied),
+        }
+    }
+
     fn is_default(&self) -> bool {
         *self == Self::default()
     }

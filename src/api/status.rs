@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, ConditionStatus, Conditions, RECORDED};
+use super::{Condition, ConditionStatus, Conditions, Granularity, RECORDED};
 
 /// Where a Rollout stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -83,16 +83,26 @@ impl RolloutStatus {
     /// How long transitions may wait for the log before the record counts as behind.
     pub const BEHIND_AFTER: TimeDelta = TimeDelta::seconds(60);
 
-    /// When the oldest transition happened that the log does not have yet.
-    pub fn unrecorded_since(&self) -> Option<DateTime<Utc>> {
-        self.pending_log.iter().map(|transition| transition.at).min()
+    /// The transitions that the log lacks, by number: all up to the last one that gets a commit of its own. The ones
+    /// after it wait for their company, and nothing is wrong with that.
+    pub fn due(&self, granularity: Granularity) -> Vec<&Transition> {
+        let mut transitions: Vec<&Transition> = self.pending_log.iter().collect();
+        transitions.sort_by_key(|transition| transition.sequence);
+        let last = transitions.iter().rposition(|transition| granularity.gives_commit(transition.event));
+        transitions.truncate(last.map_or(0, |last| last + 1));
+        transitions
+    }
+
+    /// When the oldest transition happened that the log lacks.
+    pub fn unrecorded_since(&self, granularity: Granularity) -> Option<DateTime<Utc>> {
+        self.due(granularity).into_iter().map(|transition| transition.at).min()
     }
 
     /// Since when the record is behind, if it is: transitions have waited for longer than is usual, or something is
     /// known to keep them out of the log.
-    pub fn record_behind_since(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    pub fn record_behind_since(&self, granularity: Granularity, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let refused = self.conditions.condition(RECORDED).is_some_and(|known| known.status == ConditionStatus::False);
-        self.unrecorded_since().filter(|since| refused || now - *since >= Self::BEHIND_AFTER)
+        self.unrecorded_since(granularity).filter(|since| refused || now - *since >= Self::BEHIND_AFTER)
     }
 }
 

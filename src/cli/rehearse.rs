@@ -301,6 +301,7 @@ fn ledger_entry(declaration: &Declaration, entry: &RehearsalEntry) -> LedgerEntr
         template: revision.map(|state| (state.template.hash_v1(), state.template.0.clone())),
         operator: format!("sluice {} (rehearsal)", env!("CARGO_PKG_VERSION")),
         transition,
+        covers: Vec::new(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! One Kubernetes event for each transition of a Rollout, for `kubectl describe` and for whoever collects events.
+//! One Kubernetes event for each transition of a Rollout and for each push of a log, for `kubectl describe` and for whoever collects events.
 //!
 //! An event is a courtesy. It never fails a turn, never holds one up, and is given up when the API server does not
 //! take it: the record is in git. Its name is derived from the Rollout's uid and the transition's number, so one
@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -53,42 +54,56 @@ impl Events {
 
     /// Tells of a transition that was written to the Rollout's status. Returns at once. May be told again.
     pub fn transition(&self, rollout: &Identity, transition: &Transition) {
-        let event = event(rollout, transition, &self.instance);
-        if self.sender.try_send(event).is_err() {
+        self.send(event(rollout, transition, &self.instance));
+    }
+
+    /// Tells the tip of a log after a push. Returns at once. May be told again.
+    pub fn log_tip(&self, repo: &Identity, branch: &str, tip: &str, at: DateTime<Utc>) {
+        let mut event = about("DeployRepo", repo, tip, at, &self.instance);
+        event.type_ = Some("Normal".to_owned());
+        event.reason = Some("LogPushed".to_owned());
+        event.action = Some("Record".to_owned());
+        event.note = Some(cut(&format!("the tip of {branch} is {tip}"), LONGEST_NOTE));
+        self.send(event);
+    }
+
+    fn send(&self, event: Event) {
+        if let Err(refused) = self.sender.try_send(event) {
             self.metrics.event_dropped();
-            let (namespace, name) = (&rollout.namespace, &rollout.name);
-            tracing::warn!(
-                namespace,
-                name,
-                sequence = transition.sequence,
-                "too many events wait; this one is not sent"
-            );
+            let name = refused.into_inner().metadata.name;
+            tracing::warn!(name, "too many events wait; this one is not sent");
         }
     }
 }
 
-/// The event of a transition; the same one for the same transition, but for the sender.
-fn event(rollout: &Identity, transition: &Transition, instance: &str) -> Event {
-    let digest = names::hex(&Sha256::digest(format!("{}/{}", rollout.uid, transition.sequence)));
-    let head: String = rollout.name.chars().take(200).collect();
+/// An event about an object, named by the object and by what it tells; the same one for the same, but for the sender.
+fn about(kind: &str, object: &Identity, told: &str, at: DateTime<Utc>, instance: &str) -> Event {
+    let digest = names::hex(&Sha256::digest(format!("{}/{told}", object.uid)));
+    let head: String = object.name.chars().take(200).collect();
     let mut event = Event::default();
     event.metadata.name = Some(format!("{}.{}", head.trim_end_matches(['-', '.']), &digest[..16]));
-    event.metadata.namespace = Some(rollout.namespace.clone());
-    event.event_time = Timestamp::from_microsecond(transition.at.timestamp_micros()).ok().map(MicroTime);
+    event.metadata.namespace = Some(object.namespace.clone());
+    event.event_time = Timestamp::from_microsecond(at.timestamp_micros()).ok().map(MicroTime);
     event.reporting_controller = Some(CONTROLLER.to_owned());
     event.reporting_instance = Some(instance.to_owned());
+    event.regarding = Some(ObjectReference {
+        api_version: Some(format!("{GROUP}/{VERSION}")),
+        kind: Some(kind.to_owned()),
+        namespace: Some(object.namespace.clone()),
+        name: Some(object.name.clone()),
+        uid: Some(object.uid.clone()),
+        ..ObjectReference::default()
+    });
+    event
+}
+
+/// The event of a transition.
+fn event(rollout: &Identity, transition: &Transition, instance: &str) -> Event {
+    let mut event = about("Rollout", rollout, &transition.sequence.to_string(), transition.at, instance);
     event.type_ = Some(if is_warning(transition.event) { "Warning" } else { "Normal" }.to_owned());
     event.reason = Some(event_word(transition.event).to_owned());
     event.action = Some(action(transition.event).to_owned());
     event.note = Some(cut(&transition.message, LONGEST_NOTE));
-    event.regarding = Some(ObjectReference {
-        api_version: Some(format!("{GROUP}/{VERSION}")),
-        kind: Some("Rollout".to_owned()),
-        namespace: Some(rollout.namespace.clone()),
-        name: Some(rollout.name.clone()),
-        uid: Some(rollout.uid.clone()),
-        ..ObjectReference::default()
-    });
     event
 }
 

@@ -15,19 +15,18 @@ use futures::future::join_all;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
+use super::credentials::{CredentialsError, Remote, text};
 use super::manifests::{self, Manifest, ManifestError, ObjectId, Permission, Scope};
 use super::queue::{Failure, Outcome, Queue, QueueConfig};
 use super::sync_plan::{
     Planned, Seen, Situation, Steered, SyncPlan, carry_over, is_needed_by, may_carry, object_id, plan_sync,
 };
-use crate::api::{
-    Condition, ConditionStatus, Conditions, DeployRepoSpec, DeployRepoStatus, GROUP, InventoryEntry, names,
-};
+use crate::api::{Condition, ConditionStatus, Conditions, DeployRepoStatus, GROUP, InventoryEntry, names};
 use crate::cluster::apply::{Applier, ApplyError, Basis, Target};
 use crate::cluster::kinds::Kind;
 use crate::cluster::objects::{DeployRepoObject, Key};
 use crate::cluster::write::{WriteError, Writer};
-use crate::git::{Access, Credentials, GitCache, GitError, Missing, ReadLimits, Source};
+use crate::git::{Access, GitCache, GitError, Missing, ReadLimits, Source};
 
 /// Time between two looks at a branch when the DeployRepo does not say.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -348,7 +347,7 @@ impl<S: Sources> DeployRepos<S> {
             url: spec.url.clone(),
             branch: spec.branch.clone(),
             path: spec.path.clone(),
-            access: access(&self.applier, &repo.identity.namespace, spec).await.map_err(Trouble::from)?,
+            access: Remote::read(spec).access(&self.applier, &repo.identity.namespace).await.map_err(Trouble::from)?,
         };
         let head = self.sources.head(&address).await.map_err(Trouble::from)?;
         findings.observed_commit = Some(head.clone());
@@ -833,25 +832,13 @@ impl Progress {
     }
 }
 
-/// Why a repository cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum CredentialsError {
-    /// What spec.secretRef names is not there, or not complete.
-    #[error("{0}")]
-    Missing(String),
-    /// The API server could not be asked.
-    #[error("spec.secretRef: {0}")]
-    Api(#[from] ApplyError),
-}
-
 impl From<CredentialsError> for Trouble {
     fn from(error: CredentialsError) -> Self {
         let message = error.to_string();
-        match error {
-            CredentialsError::Missing(_) | CredentialsError::Api(ApplyError::Refused { .. }) => {
-                Self::stalled("CredentialsNotFound", message)
-            }
-            CredentialsError::Api(_) => Self::passing("ApiUnavailable", message),
+        if error.is_transient() {
+            Self::passing("ApiUnavailable", message)
+        } else {
+            Self::stalled("CredentialsNotFound", message)
         }
     }
 }
@@ -870,70 +857,6 @@ impl From<GitError> for Trouble {
         };
         Self { reason, message, stalled: !error.is_transient() }
     }
-}
-
-/// A Secret that is named; without data when there is none of that name.
-struct NamedSecret {
-    /// `namespace/name`, for messages.
-    name: String,
-    data: Option<BTreeMap<String, Vec<u8>>>,
-}
-
-/// What opens the repository of a DeployRepo in `namespace`, from its Secret.
-///
-/// # Errors
-/// A sentence that says what is missing, naming the Secret and its key.
-pub async fn access(applier: &Applier, namespace: &str, spec: &DeployRepoSpec) -> Result<Access, CredentialsError> {
-    let secret = match &spec.secret_ref {
-        None => None,
-        Some(reference) => {
-            let data = applier.secret(namespace, &reference.name).await?;
-            Some(NamedSecret { name: format!("{namespace}/{}", reference.name), data })
-        }
-    };
-    access_from(&spec.url, secret)
-}
-
-/// The way into an address, from the Secret if one is named.
-fn access_from(url: &str, secret: Option<NamedSecret>) -> Result<Access, CredentialsError> {
-    let missing = |message: String| Err(CredentialsError::Missing(format!("spec.secretRef: {message}")));
-    let by_key = url.starts_with("ssh://");
-    let (name, data) = match secret {
-        None if by_key => {
-            return missing("an ssh:// address needs a Secret with the keys identity and known_hosts".to_owned());
-        }
-        None => return Ok(Access::default()),
-        Some(NamedSecret { name, data: None }) => return missing(format!("Secret {name} does not exist")),
-        Some(NamedSecret { name, data: Some(data) }) => (name, data),
-    };
-    let (one, other) = if by_key { ("identity", "known_hosts") } else { ("username", "password") };
-    let value = |key: &str| match data.get(key).map(|bytes| text(bytes)) {
-        Some(Some(value)) => Ok(value),
-        Some(None) => Err(CredentialsError::Missing(format!(
-            "spec.secretRef: key {key} of Secret {name} is empty or not UTF-8 text"
-        ))),
-        None => Err(CredentialsError::Missing(format!("spec.secretRef: Secret {name} has no key {key}"))),
-    };
-    let authorities = if data.contains_key("ca.crt") && !by_key { Some(value("ca.crt")?) } else { None };
-    let for_something_else = authorities.is_some() || data.contains_key("webhookToken");
-    if !by_key && !data.contains_key(one) && !data.contains_key(other) && for_something_else {
-        // A public repository whose webhook is guarded, or whose server has an authority of its own.
-        return Ok(Access { credentials: Credentials::None, authorities });
-    }
-    let (one, other) = (value(one)?, value(other)?);
-    let credentials = if by_key {
-        // A key file ends with a line break; some readers insist.
-        Credentials::Ssh { identity: format!("{one}\n"), known_hosts: format!("{other}\n") }
-    } else {
-        Credentials::Basic { username: one, password: other }
-    };
-    Ok(Access { credentials, authorities })
-}
-
-/// The text of a Secret's value, without the line break that `echo` leaves; `None` when it is empty or no text.
-fn text(bytes: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(bytes).ok()?.trim_end_matches(['\r', '\n']);
-    (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// The DeployRepo by which a Rollout is recorded: the one that applied it (its annotation), else the one that

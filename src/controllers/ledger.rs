@@ -16,19 +16,21 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, future, stream};
 
-use self::record::{Trouble, Waiting};
+use self::record::{Mirror, Trouble, Waiting};
 use super::LedgerView;
-use super::deploy_repo::{CredentialsError, access};
+use super::credentials::{CredentialsError, Remote, signing_key};
 use super::queue::{Failure, Outcome, Queue, QueueConfig};
-use crate::api::{DeployRepoSpec, OnAuditUnavailable, PodTemplate, names};
-use crate::cluster::apply::{Applier, ApplyError};
+use crate::api::{DeployRepoSpec, Granularity, OnAuditUnavailable, PodTemplate};
+use crate::cluster::apply::Applier;
+use crate::cluster::events::Events;
 use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
 use crate::cluster::objects::{DeployRepoObject, Key, RolloutObject};
 use crate::cluster::write::{WriteError, Writer};
 use crate::engine::LedgerState;
 use crate::git::{
-    Epoch, GitCache, GitError, Ledger, LedgerContents, LedgerEntry, PushPolicy, RemoteAddress, Repository,
+    Epoch, Fork, GitCache, GitError, Ledger, LedgerContents, LedgerEntry, LedgerPolicy, PushPolicy, RemoteAddress,
+    Repository, Signer,
 };
 use crate::telemetry::{Metrics, Success};
 
@@ -52,15 +54,9 @@ pub struct LedgerKey {
     pub cluster: String,
 }
 
-impl LedgerKey {
-    fn branch(&self) -> String {
-        format!("{}{}", names::LOG_BRANCH_PREFIX, self.cluster)
-    }
-}
-
 impl fmt::Display for LedgerKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} in {}", self.branch(), self.repository)
+        write!(f, "{} in {}", Epoch::First.branch(&self.cluster), self.repository)
     }
 }
 
@@ -68,8 +64,18 @@ impl fmt::Display for LedgerKey {
 pub trait Remotes: Send + Sync + 'static {
     /// Which repository an address is, whatever way leads there; none when it cannot be used.
     fn identity(&self, url: &str) -> Option<String>;
-    /// Opens it.
-    fn open(&self, namespace: &str, spec: &DeployRepoSpec) -> impl Future<Output = Result<Repository, Trouble>> + Send;
+    /// Opens what a DeployRepo in `namespace` names for its log.
+    fn open(&self, namespace: &str, spec: &DeployRepoSpec) -> impl Future<Output = Result<Opened, Trouble>> + Send;
+}
+
+/// What a log is written to, and with.
+pub struct Opened {
+    /// The repository.
+    pub repository: Repository,
+    /// The second remote, or why it cannot be opened; the log does not wait for it.
+    pub mirror: Option<Result<Repository, Trouble>>,
+    /// The key that signs.
+    pub signer: Option<Signer>,
 }
 
 /// The repositories of the `git` room, opened with what the DeployRepos' Secrets hold.
@@ -85,13 +91,28 @@ impl Remotes for SecretRemotes {
         RemoteAddress::parse(url).ok().map(|address| address.identity())
     }
 
-    async fn open(&self, namespace: &str, spec: &DeployRepoSpec) -> Result<Repository, Trouble> {
-        let access = access(&self.applier, namespace, spec).await.map_err(|error| Trouble {
-            reason: "CredentialsNotFound",
-            passing: matches!(&error, CredentialsError::Api(api) if !matches!(api, ApplyError::Refused { .. })),
-            message: error.to_string(),
-        })?;
-        Ok(self.cache.repository(&spec.url, access)?)
+    async fn open(&self, namespace: &str, spec: &DeployRepoSpec) -> Result<Opened, Trouble> {
+        let repository = self.repository(namespace, &Remote::log(spec)).await?;
+        let mirror = match Remote::mirror(spec) {
+            None => None,
+            Some(mirror) => Some(self.repository(namespace, &mirror).await),
+        };
+        let key = signing_key(&self.applier, namespace, spec).await?;
+        let signer = key.map(|key| self.cache.signer(&key)).transpose()?;
+        Ok(Opened { repository, mirror, signer })
+    }
+}
+
+impl SecretRemotes {
+    async fn repository(&self, namespace: &str, remote: &Remote) -> Result<Repository, Trouble> {
+        let access = remote.access(&self.applier, namespace).await?;
+        Ok(self.cache.repository(&remote.url, access)?)
+    }
+}
+
+impl From<CredentialsError> for Trouble {
+    fn from(error: CredentialsError) -> Self {
+        Self { reason: "CredentialsNotFound", passing: error.is_transient(), message: error.to_string() }
     }
 }
 
@@ -126,6 +147,8 @@ pub struct Parts<R> {
     pub queue: Queue<LedgerKey>,
     /// The queue of the rollout loop: whoever waits for the ledger is woken.
     pub rollouts: Queue<Key>,
+    /// Where events go.
+    pub events: Events,
     /// The operator's metrics.
     pub metrics: Metrics,
     /// The one clock.
@@ -153,14 +176,54 @@ struct Session {
     /// What is in the ledger for sure, as the last number of each uid: a confirmation that failed is repeated
     /// without a push, and so without waiting for one.
     recorded: BTreeMap<String, i64>,
-    /// The tip of the branch, as last seen.
-    tip: Option<String>,
+    /// The log as last seen.
+    place: Place,
+    granularity: Granularity,
+    mirror: Arc<Mutex<MirrorState>>,
+}
+
+/// Where a log is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The branch that is written; empty before it was looked at.
+    pub branch: String,
+    /// Its tip.
+    pub tip: Option<String>,
+    /// It was begun after a fork that nobody has acknowledged.
+    pub fork: Option<Fork>,
 }
 
 struct Open {
-    ledger: Ledger,
+    ledger: Arc<Ledger>,
+    mirror: Option<Result<Repository, Trouble>>,
     repo: String,
     generation: i64,
+}
+
+/// How far the second remote has come.
+#[derive(Default)]
+struct MirrorState {
+    running: bool,
+    /// The tip it has.
+    tip: Option<String>,
+    /// Since when it lacks something, and why.
+    behind_since: Option<DateTime<Utc>>,
+    trouble: Option<Trouble>,
+}
+
+impl Session {
+    fn mirror(&self) -> Mirror {
+        let Some(open) = &self.open else { return Mirror::Unknown };
+        if open.mirror.is_none() {
+            return Mirror::Absent;
+        }
+        let at = self.mirror.lock().unwrap_or_else(PoisonError::into_inner);
+        match &at.trouble {
+            Some(trouble) => Mirror::Behind(trouble.clone()),
+            None if at.tip == self.place.tip => Mirror::Whole,
+            None => Mirror::Unknown,
+        }
+    }
 }
 
 impl<R: Remotes> LedgerView for LedgerController<R> {
@@ -169,10 +232,11 @@ impl<R: Remotes> LedgerView for LedgerController<R> {
         else {
             return LedgerState::default();
         };
+        let granularity = granularity(&self.repos_of(&key));
         let Some(contents) = self.contents(&key) else {
             // Asked for the first time, or not readable yet: the queue's back-off bounds how often it is tried.
             self.parts.queue.add(key);
-            return LedgerState { configured: true, on_unavailable, ..LedgerState::default() };
+            return LedgerState { configured: true, on_unavailable, granularity, ..LedgerState::default() };
         };
         let recorded = contents.rollouts.get(&(rollout.namespace.clone(), rollout.name.clone()));
         let last_good = recorded.and_then(|recorded| recorded.last_good.clone());
@@ -182,6 +246,7 @@ impl<R: Remotes> LedgerView for LedgerController<R> {
             aborted: recorded.map(|recorded| recorded.aborted.clone()).unwrap_or_default(),
             last_good: last_good.and_then(|(revision, template)| Some((revision, template?))),
             on_unavailable,
+            granularity,
         }
     }
 
@@ -263,22 +328,27 @@ impl<R: Remotes> LedgerController<R> {
         }
         self.open(key, &active, session).await?;
         let Some(Open { ledger, .. }) = &session.open else { return Ok(RESYNC) };
+        let ledger = Arc::clone(ledger);
         if self.contents(key).is_none() {
             match ledger.read().await {
                 Ok(contents) => {
-                    session.tip.clone_from(&contents.tip);
+                    session.place = Place {
+                        branch: contents.branch.clone(),
+                        tip: contents.tip.clone(),
+                        fork: contents.fork.clone(),
+                    };
                     self.publish(key, contents);
                 }
                 Err(error) => return Err(refused(session, error)),
             }
         }
         let rollouts = self.rollouts_of(key);
-        let all = record::choose(&rollouts, usize::MAX);
+        let all = record::choose(&rollouts, usize::MAX, session.granularity);
         let is_recorded = |waiting: &Waiting| {
             session.recorded.get(&waiting.rollout.identity.uid) >= Some(&waiting.transition.sequence)
         };
         let (unconfirmed, mut waiting): (Vec<Waiting>, Vec<Waiting>) = all.into_iter().partition(is_recorded);
-        self.confirm(key, &unconfirmed, &session.recorded).await?;
+        self.confirm(session, &unconfirmed).await?;
         let more = waiting.len() > MOST;
         let urgent = waiting.iter().any(|waiting| record::is_urgent(&waiting.transition));
         waiting.truncate(MOST);
@@ -300,9 +370,10 @@ impl<R: Remotes> LedgerController<R> {
                 Err(error) => return Err(refused(session, error)),
             };
             tracing::info!(ledger = %key, transitions = entries.len(), tip = appended.tip, "recorded");
-            session.tip = appended.tip;
             session.recorded = record::last_numbers(&appended.recorded);
-            self.confirm(key, &waiting, &session.recorded).await?;
+            session.place = Place { branch: appended.branch, tip: appended.tip, fork: appended.fork };
+            self.echo(repos, &session.place);
+            self.confirm(session, &waiting).await?;
             if urgent && let Ok(contents) = ledger.read().await {
                 // What was aborted or promoted matters to a Rollout that is created anew.
                 self.publish(key, contents);
@@ -311,7 +382,8 @@ impl<R: Remotes> LedgerController<R> {
                 pause = Duration::ZERO;
             }
         }
-        self.reassure(key, repos, session.tip.as_deref()).await;
+        self.mirror(key, session);
+        self.reassure(key, repos, session).await;
         Ok(pause)
     }
 
@@ -332,7 +404,7 @@ impl<R: Remotes> LedgerController<R> {
         let Some(repo) = repos.get(session.opener % repos.len().max(1)) else { return Ok(()) };
         let Ok(spec) = &repo.spec else { return Ok(()) };
         let opened = self.parts.remotes.open(&repo.identity.namespace, spec).await;
-        let repository = opened.inspect_err(|_| session.opener = session.opener.wrapping_add(1))?;
+        let opened = opened.inspect_err(|_| session.opener = session.opener.wrapping_add(1))?;
         let left = repos
             .iter()
             .filter_map(|repo| {
@@ -342,8 +414,18 @@ impl<R: Remotes> LedgerController<R> {
             })
             .max_by_key(|(epoch, ..)| *epoch)
             .map(|(_, branch, tip)| (branch, tip));
-        let ledger = repository.ledger(&key.cluster)?.expecting(left);
-        session.open = Some(Open { ledger, repo: repo.identity.uid.clone(), generation: repo.identity.generation });
+        let policy = LedgerPolicy {
+            epochs: spec.log.epochs,
+            signer: opened.signer,
+            acknowledged_fork: spec.log.acknowledged_fork.clone(),
+        };
+        let ledger = Arc::new(opened.repository.ledger(&key.cluster)?.with_policy(policy).expecting(left));
+        session.granularity = spec.log.granularity;
+        // Read again, for what was acknowledged meanwhile.
+        self.known().remove(key);
+        let mirror = opened.mirror;
+        session.open =
+            Some(Open { ledger, mirror, repo: repo.identity.uid.clone(), generation: repo.identity.generation });
         Ok(())
     }
 
@@ -376,19 +458,16 @@ impl<R: Remotes> LedgerController<R> {
     }
 
     /// Takes what is certain out of the outboxes.
-    async fn confirm(&self, key: &LedgerKey, waiting: &[Waiting], last: &BTreeMap<String, i64>) -> Result<(), Trouble> {
+    async fn confirm(&self, session: &Session, waiting: &[Waiting]) -> Result<(), Trouble> {
         let rollouts: BTreeMap<Key, String> = waiting
             .iter()
             .map(|waiting| (waiting.rollout.identity.key(), waiting.rollout.identity.uid.clone()))
             .collect();
-        let branch = key.branch();
+        let (branch, granularity) = (&session.place.branch, session.granularity);
         let confirmations = rollouts.into_iter().filter_map(|(rollout, uid)| {
-            let sequence = *last.get(&uid)?;
-            let branch = &branch;
-            Some(async move {
-                self.change(&rollout, &uid, |status| record::confirmed(status, sequence, branch, (self.parts.now)()))
-                    .await
-            })
+            let sequence = *session.recorded.get(&uid)?;
+            let change = move |status: &_| record::confirmed(status, sequence, branch, granularity, (self.parts.now)());
+            Some(async move { self.change(&rollout, &uid, change).await })
         });
         let results: Vec<_> = stream::iter(confirmations).buffer_unordered(PARALLEL).collect().await;
         results.into_iter().collect::<Result<Vec<()>, _>>().map(drop).map_err(|error| Trouble {
@@ -424,16 +503,65 @@ impl<R: Remotes> LedgerController<R> {
     }
 
     /// Says that all is well, where something else was said before, and how far the log has come.
-    async fn reassure(&self, key: &LedgerKey, repos: &[Arc<DeployRepoObject>], tip: Option<&str>) {
-        let branch = key.branch();
+    async fn reassure(&self, key: &LedgerKey, repos: &[Arc<DeployRepoObject>], session: &Session) {
+        let (branch, granularity) = (&session.place.branch, session.granularity);
         for rollout in self.rollouts_of(key) {
-            let change = |status: &_| record::caught_up(status, &branch, (self.parts.now)());
+            let change = |status: &_| record::caught_up(status, branch, granularity, (self.parts.now)());
             if rollout.status.as_ref().is_some_and(|status| change(status).is_some()) {
                 let written = self.change(&rollout.identity.key(), &rollout.identity.uid, change).await;
                 self.note(&rollout.identity.key(), written);
             }
         }
-        self.tell(key, repos, tip, None).await;
+        self.tell(repos, Some(&session.place), &session.mirror(), None).await;
+    }
+
+    /// Tells the tip to those who keep it outside git: whoever rewrites the log cannot rewrite that too.
+    fn echo(&self, repos: &[Arc<DeployRepoObject>], place: &Place) {
+        let Some(tip) = &place.tip else { return };
+        self.parts.metrics.set_log_tip(&place.branch, tip);
+        for repo in repos {
+            self.parts.events.log_tip(&repo.identity, &place.branch, tip, (self.parts.now)());
+        }
+    }
+
+    /// Pushes to the second remote, beside everything else.
+    fn mirror(&self, key: &LedgerKey, session: &Session) {
+        let Some(Open { ledger, mirror: Some(mirror), .. }) = &session.open else { return };
+        let now = self.parts.now;
+        let state = Arc::clone(&session.mirror);
+        let mut at = state.lock().unwrap_or_else(PoisonError::into_inner);
+        if at.running || at.tip == session.place.tip {
+            return;
+        }
+        let since = *at.behind_since.get_or_insert_with(now);
+        self.parts.metrics.set_mirror_lag((now() - since).to_std().unwrap_or_default());
+        let repository = match mirror {
+            Ok(repository) => repository.clone(),
+            Err(trouble) => {
+                at.trouble = Some(trouble.clone());
+                return;
+            }
+        };
+        at.running = true;
+        drop(at);
+        let (ledger, tip) = (Arc::clone(ledger), session.place.tip.clone());
+        let (queue, metrics, key) = (self.parts.queue.clone(), self.parts.metrics.clone(), key.clone());
+        tokio::spawn(async move {
+            let pushed = ledger.push_to(&repository).await;
+            let mut at = state.lock().unwrap_or_else(PoisonError::into_inner);
+            at.running = false;
+            match pushed {
+                Ok(()) => {
+                    *at = MirrorState { tip, ..MirrorState::default() };
+                    metrics.set_mirror_lag(Duration::ZERO);
+                    queue.add(key);
+                }
+                Err(error) => {
+                    tracing::warn!(ledger = %key, %error, "the second remote of the log does not take it");
+                    at.trouble = Some(error.into());
+                }
+            }
+        });
     }
 
     /// Says what keeps transitions out of the ledger.
@@ -446,25 +574,26 @@ impl<R: Remotes> LedgerController<R> {
     ) {
         let now = (self.parts.now)();
         let unread = self.contents(key).is_none();
+        let granularity = granularity(repos);
         for rollout in self.rollouts_of(key) {
             let first_waits = unread && waits_for_first(&rollout);
             let policy = self.recording_of(&rollout).map(|(_, policy)| policy).unwrap_or_default();
-            let change = |status: &_| record::behind(status, trouble, since, first_waits, policy, now);
+            let change = |status: &_| record::behind(status, trouble, since, first_waits, granularity, policy, now);
             if change(&rollout.status.clone().unwrap_or_default()).is_some() {
                 let written = self.change(&rollout.identity.key(), &rollout.identity.uid, change).await;
                 self.note(&rollout.identity.key(), written);
             }
         }
         if !trouble.passing || now - since >= record::BEHIND_AFTER {
-            self.tell(key, repos, None, Some(trouble)).await;
+            self.tell(repos, None, &Mirror::Unknown, Some(trouble)).await;
         }
     }
 
     async fn tell(
         &self,
-        key: &LedgerKey,
         repos: &[Arc<DeployRepoObject>],
-        tip: Option<&str>,
+        place: Option<&Place>,
+        mirror: &Mirror,
         trouble: Option<&Trouble>,
     ) {
         for repo in repos {
@@ -473,7 +602,7 @@ impl<R: Remotes> LedgerController<R> {
                 let Some(seen) = self.index().deploy_repo(&repo_key) else { break };
                 let before = seen.status.clone().unwrap_or_default();
                 let now = (self.parts.now)();
-                let status = record::log_status(&before, seen.identity.generation, &key.branch(), tip, trouble, now);
+                let status = record::log_status(&before, seen.identity.generation, place, mirror, trouble, now);
                 let Some(status) = status.and_then(|status| serde_json::to_value(status).ok()) else { break };
                 match self.parts.writer.replace_status_of(Kind::DeployRepo, &seen.identity, status).await {
                     Err(WriteError::Conflict { .. }) if attempt < TRIES => {
@@ -497,9 +626,16 @@ impl<R: Remotes> LedgerController<R> {
     fn measure(&self) {
         let now = (self.parts.now)();
         let rollouts = self.index().rollouts();
-        let recorded = rollouts.iter().filter(|rollout| self.ledger_of(rollout).is_some());
-        let waiting: Vec<DateTime<Utc>> =
-            recorded.flat_map(|rollout| record::pending(rollout).iter().map(|transition| transition.at)).collect();
+        let repos = self.index().deploy_repos();
+        let waiting: Vec<DateTime<Utc>> = rollouts
+            .iter()
+            .filter_map(|rollout| {
+                let repo = record::recorder(&rollout.identity, &repos, &self.parts.operator_namespace)?;
+                let due = rollout.status.as_ref()?.due(repo.spec.as_ref().ok()?.log.granularity);
+                Some(due.into_iter().map(|transition| transition.at).collect::<Vec<_>>())
+            })
+            .flatten()
+            .collect();
         let oldest = waiting.iter().min().and_then(|at| (now - *at).to_std().ok()).unwrap_or_default();
         self.parts.metrics.set_outbox(waiting.len(), oldest);
     }
@@ -518,7 +654,7 @@ impl<R: Remotes> LedgerController<R> {
 
     fn key_of(&self, repo: &DeployRepoObject) -> Option<LedgerKey> {
         let spec = repo.spec.as_ref().ok()?;
-        let repository = self.parts.remotes.identity(&spec.url)?;
+        let repository = self.parts.remotes.identity(spec.log.url.as_ref().unwrap_or(&spec.url))?;
         let cluster = spec.log.cluster.clone().unwrap_or_else(|| self.parts.cluster.clone());
         Some(LedgerKey { repository, cluster })
     }
@@ -554,6 +690,10 @@ impl<R: Remotes> LedgerController<R> {
         });
         rollouts
     }
+}
+
+fn granularity(repos: &[Arc<DeployRepoObject>]) -> Granularity {
+    repos.iter().find_map(|repo| Some(repo.spec.as_ref().ok()?.log.granularity)).unwrap_or_default()
 }
 
 /// A Rollout that has no version yet: it waits for what the ledger says.

@@ -1,6 +1,7 @@
 //! The loops. Each is *observe, decide, act*, and short.
 
 pub mod analysis;
+pub mod credentials;
 pub mod deploy_repo;
 pub mod ledger;
 pub mod manifests;

@@ -112,6 +112,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     // Both ports serve the same pages: probes and scrapes come from different networks.
     let health = tokio::spawn(serve_health(health, readiness.clone(), metrics.clone(), shutdown.clone()));
     let scrapes = tokio::spawn(serve_health(metrics_listener, readiness.clone(), metrics.clone(), shutdown.clone()));
+    let (events, events_task) = Events::start(client.clone(), &identity, metrics.clone());
     let ledgers = Queue::new("ledger", ledger::queue_config());
     let ledger = Arc::new(LedgerController::new(ledger::Parts {
         writer: writer.clone(),
@@ -120,13 +121,13 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
         operator_namespace: args.namespace.clone(),
         queue: ledgers.clone(),
         rollouts: rollouts.clone(),
+        events: events.clone(),
         metrics: metrics.clone(),
         now,
     }));
     let repos = Arc::new(DeployRepos::new(applier(), writer.clone(), cache, args.namespace.clone(), trigger.clone()));
     let hooks = Hooks { repos: Arc::clone(&repos), trigger, client: client.clone(), leadership: leadership.clone() };
     let webhooks = listen(args.webhook_address).await?;
-    let (events, events_task) = Events::start(client.clone(), &identity, metrics.clone());
 
     let mut background = JoinSet::new();
     let namespaces: Vec<Option<String>> = match args.watch_namespaces.as_slice() {

@@ -1121,7 +1121,7 @@ impl Decision<'_> {
             OnAuditUnavailable::HoldBeforePromotion => return None,
         };
         let status = &self.snapshot.status;
-        let since = status.record_behind_since(self.now).filter(|_| ledger.configured)?;
+        let since = status.record_behind_since(ledger.granularity, self.now).filter(|_| ledger.configured)?;
         let cause = status.conditions.condition(RECORDED).filter(|known| known.status == ConditionStatus::False);
         let cause = cause.map_or_else(String::new, |known| format!(" ({})", known.reason));
         let since = since.format("%Y-%m-%d %H:%M:%S UTC");

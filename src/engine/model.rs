@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::api::{
-    AnalysisPhase, AnalysisReference, Conditions, InterventionAction, OnAuditUnavailable, PodTemplate, RolloutSpec,
-    RolloutStatus, weight,
+    AnalysisPhase, AnalysisReference, Conditions, Granularity, InterventionAction, OnAuditUnavailable, PodTemplate,
+    RolloutSpec, RolloutStatus, weight,
 };
 
 /// Everything one decision may depend on, as last observed.
@@ -188,6 +188,8 @@ pub struct LedgerState {
     pub last_good: Option<(String, PodTemplate)>,
     /// What a rollout does while its transitions cannot be recorded.
     pub on_unavailable: OnAuditUnavailable,
+    /// Which transitions it takes at once; the others are not behind while they wait for company.
+    pub granularity: Granularity,
 }
 
 impl LedgerState {

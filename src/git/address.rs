@@ -117,7 +117,7 @@ impl RemoteAddress {
     }
 
     /// Scheme, user, host and port: what credentials are bound to.
-    pub(super) fn origin(&self) -> String {
+    pub fn origin(&self) -> String {
         let scheme = match self.scheme {
             Scheme::Http => "http",
             Scheme::Https => "https",

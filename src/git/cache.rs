@@ -20,6 +20,7 @@ use super::address::{Access, Credentials, RemoteAddress, Scheme, check_branch, d
 use super::command::{Git, storage};
 use super::error::{GitError, Result, Scrubber};
 use super::ledger::Ledger;
+use super::signing::Signer;
 
 /// How long git may take.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +105,11 @@ impl GitCache {
     /// A repository by its address, as a user of the cluster wrote it.
     pub fn repository(&self, url: &str, access: impl Into<Access>) -> Result<Repository> {
         self.repository_at(RemoteAddress::parse(url)?, access)
+    }
+
+    /// A key that signs logs, from its text.
+    pub fn signer(&self, identity: &str) -> Result<Signer> {
+        Signer::new(&self.root, identity)
     }
 
     /// A repository by its checked address.

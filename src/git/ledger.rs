@@ -379,7 +379,7 @@ impl Ledger {
     async fn look(&self, memory: &mut Memory, store: &Store, entries: &[LedgerEntry]) -> Result<()> {
         store.prepare().await?;
         memory.known = None;
-        let local = self.local_tip(store).await?;
+        let local = self.local_heads(&store.git()).await?.pop_last();
         let Some(remote) = &self.remote else {
             let (epoch, tip) = local.unzip();
             memory.known = Some(self.load(store, epoch.unwrap_or_default(), tip).await?);
@@ -544,14 +544,13 @@ impl Ledger {
         Ok(None)
     }
 
-    /// The newest branch of this ledger in our own repository.
-    async fn local_tip(&self, store: &Store) -> Result<Option<(Epoch, String)>> {
+    /// The branches of this ledger in our own repository.
+    async fn local_heads(&self, git: &Git) -> Result<BTreeMap<Epoch, String>> {
         let first = Epoch::First.branch(&self.cluster);
         let patterns = [format!("refs/heads/{first}"), format!("refs/heads/{first}@*")];
         let arguments = ["for-each-ref", "--format=%(objectname)%09%(refname)"].into_iter();
         let arguments = arguments.chain(patterns.iter().map(String::as_str));
-        let answer = store.git().call("looking at the local copy", arguments).run().await?;
-        Ok(self.heads(&answer).into_iter().next_back())
+        Ok(self.heads(&git.call("looking at the local copy", arguments).run().await?))
     }
 
     /// The branches of this ledger in the remote.
@@ -708,15 +707,14 @@ impl Ledger {
             for (index, entry) in entries.iter().enumerate() {
                 let key = (entry.namespace.clone(), entry.name.clone());
                 let before = known.states.get(&key);
-                if let Some(before) = before.filter(|before| before.uid == entry.uid)
-                    && entry.transition.sequence > before.sequence + 1
-                {
-                    tracing::warn!(
-                        rollout = entry.id(),
-                        from = before.sequence,
-                        to = entry.transition.sequence,
-                        "numbers are missing between two transitions"
-                    );
+                let mut entry = (*entry).clone();
+                if let Some(before) = before.filter(|before| before.uid == entry.uid) {
+                    entry.covers.retain(|covered| covered.sequence > before.sequence);
+                    let first = entry.covers.first().unwrap_or(&entry.transition).sequence;
+                    if first > before.sequence + 1 {
+                        let rollout = entry.id();
+                        tracing::warn!(rollout, from = before.sequence, to = first, "numbers are missing in between");
+                    }
                 }
                 let mut rendered = entry.render(before, known.commits.get(&key).map(String::as_str));
                 known.take(&key, &rendered);
@@ -846,6 +844,21 @@ impl Ledger {
         let said: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("remote:")).collect();
         let detail = detail(&format!("{reason} {}", said.join(" ")), &git.scrubber);
         Err(GitError::Rejected { remote: git.remote, branch, why, detail: format!(": {detail}") })
+    }
+
+    /// Pushes what is certain of all branches of this ledger to another remote, as fast-forwards. Waits for nobody who
+    /// writes, and nobody waits for it: it only reads objects that stay.
+    pub async fn push_to(&self, mirror: &Repository) -> Result<()> {
+        let (git, local) = {
+            let store = self.store.lock().await;
+            (store.git_with(&mirror.remote), store.git())
+        };
+        let heads = self.local_heads(&local).await?;
+        let refspecs = heads.iter().map(|(epoch, tip)| format!("{tip}:refs/heads/{}", epoch.branch(&self.cluster)));
+        let mut arguments: Vec<String> =
+            ["push", "--quiet", "--no-follow-tags", "--", "origin"].map(str::to_owned).into();
+        arguments.extend(refspecs);
+        git.call("pushing to the second remote", arguments).limit(self.timeouts.push).run().await.map(drop)
     }
 
     /// Remembers a tip that is certain, on disk too.

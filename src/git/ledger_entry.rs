@@ -34,6 +34,8 @@ pub struct LedgerEntry {
     pub uid: String,
     /// What happened.
     pub transition: Transition,
+    /// Earlier transitions of this Rollout that get no commit of their own, oldest first. They are told in this one.
+    pub covers: Vec<Transition>,
     /// The Rollout's state as a document, see [`state_document`]; null when a later one is recorded with it.
     pub state: Value,
     /// The rest of the way, in Markdown; empty when a later one is recorded with it.
@@ -221,6 +223,11 @@ impl LedgerEntry {
         let mut message = self.subject();
         let sentence = one_line(&transition.message);
         let _ = write!(message, "\n\n{}\n", if sentence.is_empty() { one_line(&transition.reason) } else { sentence });
+        for (index, covered) in self.covers.iter().enumerate() {
+            let blank = if index == 0 { "\n" } else { "" };
+            let (number, sentence) = (covered.sequence, one_line(&covered.message));
+            let _ = writeln!(message, "{blank}{number} {}: {sentence}", what(covered));
+        }
         let mut trailer = |name: &str, text: &str| {
             if !text.is_empty() {
                 let _ = write!(message, "\nRollout-{name}: {}", trailer_value(text));
@@ -230,6 +237,7 @@ impl LedgerEntry {
         trailer("Id", &self.id());
         trailer("Uid", &self.uid);
         trailer("Seq", &transition.sequence.to_string());
+        trailer("Covers", &self.covered());
         trailer("Prev", previous.unwrap_or_default());
         trailer("Release", release);
         trailer("Event", &event(transition.event));
@@ -249,17 +257,18 @@ impl LedgerEntry {
         message
     }
 
+    /// The numbers of the covered transitions, `4` or `4-6`; empty when there are none.
+    fn covered(&self) -> String {
+        match self.covers.as_slice() {
+            [] => String::new(),
+            [only] => only.sequence.to_string(),
+            [first, .., last] => format!("{}-{}", first.sequence, last.sequence),
+        }
+    }
+
     /// At most 72 letters. The name gives way, for the trailers hold it in full.
     fn subject(&self) -> String {
-        let transition = &self.transition;
-        let tail = format!(
-            ": {} {}/{} {}%→{}%",
-            event(transition.event),
-            transition.stage,
-            transition.stages,
-            transition.weight_from,
-            transition.weight_to
-        );
+        let tail = format!(": {}", what(&self.transition));
         let name = one_line(&format!("{}/{}", self.namespace, self.name));
         let room = LONGEST_SUBJECT.saturating_sub(tail.chars().count());
         if name.chars().count() <= room {
@@ -325,6 +334,12 @@ pub(super) fn state_path(namespace: &str, name: &str) -> String {
 /// The event as it is written everywhere: in the subject, the trailers and the files.
 pub(super) fn event(event: TransitionEvent) -> String {
     format!("{event:?}")
+}
+
+/// `StepCompleted 2/6 20%→50%`.
+fn what(transition: &Transition) -> String {
+    let Transition { stage, stages, weight_from, weight_to, .. } = transition;
+    format!("{} {stage}/{stages} {weight_from}%→{weight_to}%", event(transition.event))
 }
 
 /// Part of a path in the tree that can be nothing else, whatever it is made of.
@@ -481,6 +496,7 @@ mod unit {
                 source_commit: Some("1234567890123456789012345678901234567890".into()),
                 analysis_runs: vec!["web-bbbbbbbbbb-1-step-1-abcdef".into()],
             },
+            covers: Vec::new(),
             state: json!({"phase": "Aborted", "a": 1}),
             plan: "Traffic is back on aaaaaaaaaa.".into(),
             evidence: vec![Evidence { stage: "step-1".into(), body: json!({"verdict": "Fail"}) }],

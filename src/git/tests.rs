@@ -148,6 +148,7 @@ fn entry(name: &str, sequence: i64, event: TransitionEvent) -> LedgerEntry {
             source_commit: None,
             analysis_runs: vec![],
         },
+        covers: Vec::new(),
         state: json!({"phase": "Progressing"}),
         plan: "# What comes next\n".into(),
         evidence: vec![],

@@ -105,7 +105,8 @@ impl World {
         world.ledger = LedgerState { read: true, ..snapshot.ledger.clone() };
         // A record that something waits for does not come by itself; any other is taken kindly.
         let waited_for = snapshot.ledger.configured && snapshot.ledger.on_unavailable != OnAuditUnavailable::Continue;
-        world.ledger_away = waited_for && snapshot.status.record_behind_since(now).is_some();
+        world.ledger_away =
+            waited_for && snapshot.status.record_behind_since(snapshot.ledger.granularity, now).is_some();
         world.problems.clone_from(&snapshot.problems);
         world.source_commit.clone_from(&snapshot.source_commit);
         world.epoch = snapshot.epoch;

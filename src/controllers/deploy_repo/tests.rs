@@ -13,7 +13,7 @@ use serde_json::json;
 use super::*;
 use crate::cluster::index::Index;
 use crate::cluster::write::{Gate, WriteObserver};
-use crate::git::SourceFile;
+use crate::git::{Credentials, SourceFile};
 
 /// An API server with a handful of kinds: server-side apply replaces, preconditions hold.
 #[derive(Default)]
@@ -784,41 +784,6 @@ async fn a_value_of_the_wrong_type_is_the_manifests_fault_though_the_server_says
     );
     bench.turn().await;
     assert!(bench.assert_stalled("InvalidManifest").ends_with(".data.key: expected string"));
-}
-
-#[test]
-fn credentials_are_what_the_address_needs() {
-    let data = |keys: &[(&str, &str)]| {
-        let data = keys.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
-        Some(NamedSecret { name: "shop/git".to_owned(), data: Some(data) })
-    };
-    let of = |url: &str, secret| access_from(url, secret).map_err(|error| error.to_string());
-    assert_eq!(of("https://x/r", None), Ok(Access::default()));
-    assert_eq!(of("https://x/r", data(&[("webhookToken", "t")])), Ok(Access::default()));
-    let authorities = Some("PEM".to_owned());
-    let public = Access { credentials: Credentials::None, authorities: authorities.clone() };
-    assert_eq!(of("https://x/r", data(&[("ca.crt", "PEM\n")])), Ok(public));
-    let opened = Credentials::Basic { username: "bob".into(), password: "hush".into() };
-    let keys = [("username", "bob"), ("password", "hush"), ("ca.crt", "PEM\n")];
-    assert_eq!(of("https://x/r", data(&keys)), Ok(Access { credentials: opened, authorities }));
-    let key = || data(&[("identity", "KEY\n"), ("known_hosts", "x ssh-ed25519 AAAA")]);
-    let opened = Credentials::Ssh { identity: "KEY\n".into(), known_hosts: "x ssh-ed25519 AAAA\n".into() };
-    assert_eq!(of("ssh://git@x/r", key()), Ok(opened.into()));
-    for (url, secret, message) in [
-        ("ssh://git@x/r", None, "an ssh:// address needs a Secret with the keys identity and known_hosts"),
-        ("ssh://git@x/r", data(&[("identity", "KEY")]), "Secret shop/git has no key known_hosts"),
-        ("https://x/r", key(), "Secret shop/git has no key username"),
-        ("https://x/r", data(&[("username", "bob"), ("password", "\n")]), "key password of Secret shop/git is empty"),
-        ("https://x/r", data(&[("ca.crt", "")]), "key ca.crt of Secret shop/git is empty"),
-        (
-            "https://x/r",
-            Some(NamedSecret { name: "shop/git".to_owned(), data: None }),
-            "Secret shop/git does not exist",
-        ),
-    ] {
-        let error = of(url, secret).unwrap_err();
-        assert!(error.starts_with("spec.secretRef: ") && error.contains(message), "{error}");
-    }
 }
 
 #[test]

@@ -5,15 +5,34 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::Place;
 use crate::api::{
-    Condition, ConditionStatus, Conditions, DeployRepoStatus, OnAuditUnavailable, PodTemplate, RECORDED, RolloutStatus,
-    Transition, TransitionEvent,
+    Condition, ConditionStatus, Conditions, DeployRepoStatus, Granularity, OnAuditUnavailable, PodTemplate, RECORDED,
+    RolloutStatus, Transition, TransitionEvent,
 };
 use crate::cluster::objects::{AnalysisRunObject, DeployRepoObject, Identity, RolloutObject};
-use crate::git::{Evidence, LedgerEntry, state_document};
+use crate::git::{Evidence, Fork, LedgerEntry, state_document};
 
 /// How long transitions may wait before it is said that the record is behind.
 pub const BEHIND_AFTER: TimeDelta = RolloutStatus::BEHIND_AFTER;
+
+/// The condition of a DeployRepo whose log is not as it was left.
+const LOG_FORKED: &str = "LogForked";
+/// The condition of a DeployRepo whose log has a second remote.
+const MIRRORED: &str = "Mirrored";
+
+/// How far the second remote of a log is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mirror {
+    /// There is none.
+    Absent,
+    /// It is being pushed to, or could not be asked about.
+    Unknown,
+    /// It has all that the first one has.
+    Whole,
+    /// This keeps it behind.
+    Behind(Trouble),
+}
 
 /// What keeps transitions out of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +52,8 @@ pub struct Waiting {
     pub rollout: Arc<RolloutObject>,
     /// The transition.
     pub transition: Transition,
+    /// Earlier ones that get no commit of their own.
+    pub covers: Vec<Transition>,
     /// It is the last one of its Rollout: the present state is the state it led to.
     pub last: bool,
 }
@@ -61,25 +82,24 @@ pub fn recorder<'a>(
     repos.iter().filter(|repo| may_record(repo, operator_namespace, &rollout.namespace)).min_by_key(|repo| rank(repo))
 }
 
-/// The transitions that wait.
-pub fn pending(rollout: &RolloutObject) -> &[Transition] {
-    rollout.status.as_ref().map(|status| status.pending_log.as_slice()).unwrap_or_default()
-}
-
 /// The oldest waiting transitions of these Rollouts, in the order in which they are recorded: by time, but never
 /// a later number of one Rollout before an earlier one.
-pub fn choose(rollouts: &[Arc<RolloutObject>], most: usize) -> Vec<Waiting> {
+pub fn choose(rollouts: &[Arc<RolloutObject>], most: usize, granularity: Granularity) -> Vec<Waiting> {
     let mut timed = Vec::new();
     for rollout in rollouts {
-        let mut transitions: Vec<&Transition> = pending(rollout).iter().collect();
-        transitions.sort_by_key(|transition| transition.sequence);
+        let Some(status) = &rollout.status else { continue };
+        let newest = status.pending_log.iter().map(|transition| transition.sequence).max();
         let mut time = DateTime::<Utc>::MIN_UTC;
-        let count = transitions.len();
-        for (index, transition) in transitions.into_iter().enumerate() {
+        let mut covers = Vec::new();
+        for transition in status.due(granularity) {
             time = time.max(transition.at);
-            let waiting =
-                Waiting { rollout: rollout.clone(), transition: transition.clone(), last: index + 1 == count };
-            timed.push((time, waiting));
+            if !granularity.gives_commit(transition.event) {
+                covers.push(transition.clone());
+                continue;
+            }
+            let last = Some(transition.sequence) == newest;
+            let (transition, covers) = (transition.clone(), std::mem::take(&mut covers));
+            timed.push((time, Waiting { rollout: rollout.clone(), transition, covers, last }));
         }
     }
     timed.sort_by_key(|(time, _)| *time);
@@ -101,9 +121,13 @@ pub fn entry(
 ) -> LedgerEntry {
     let identity = &waiting.rollout.identity;
     let transition = &waiting.transition;
+    let named = |run: &str| {
+        let told = waiting.covers.iter().chain([transition]);
+        told.flat_map(|transition| &transition.analysis_runs).any(|name| name == run)
+    };
     let evidence = runs
         .iter()
-        .filter(|run| transition.analysis_runs.contains(&run.identity.name))
+        .filter(|run| named(&run.identity.name))
         .filter(|run| run.identity.owner.as_deref() == Some(identity.uid.as_str()))
         .filter_map(|run| {
             let (spec, status) = (run.spec.as_ref().ok()?, run.status.as_ref()?);
@@ -118,6 +142,7 @@ pub fn entry(
         name: identity.name.clone(),
         uid: identity.uid.clone(),
         transition: transition.clone(),
+        covers: waiting.covers.clone(),
         state: status.map(state_document).unwrap_or_default(),
         plan: if waiting.last { plan() } else { String::new() },
         evidence,
@@ -136,11 +161,17 @@ pub fn last_numbers(recorded: &[(String, i64)]) -> BTreeMap<String, i64> {
 }
 
 /// The status after transitions up to `sequence` are in the ledger; none when that changes nothing.
-pub fn confirmed(before: &RolloutStatus, sequence: i64, branch: &str, now: DateTime<Utc>) -> Option<RolloutStatus> {
+pub fn confirmed(
+    before: &RolloutStatus,
+    sequence: i64,
+    branch: &str,
+    granularity: Granularity,
+    now: DateTime<Utc>,
+) -> Option<RolloutStatus> {
     let mut status = before.clone();
     status.pending_log.retain(|transition| transition.sequence > sequence);
     status.recorded_sequence = status.recorded_sequence.max(sequence);
-    let recent = status.unrecorded_since().is_none_or(|at| now - at < BEHIND_AFTER);
+    let recent = status.unrecorded_since(granularity).is_none_or(|at| now - at < BEHIND_AFTER);
     if recent {
         let message = format!("transitions up to {} are in {branch}", status.recorded_sequence);
         set(&mut status, ConditionStatus::True, "Recorded", &message, now);
@@ -154,10 +185,11 @@ pub fn behind(
     trouble: &Trouble,
     trouble_since: DateTime<Utc>,
     first_waits: bool,
+    granularity: Granularity,
     policy: OnAuditUnavailable,
     now: DateTime<Utc>,
 ) -> Option<RolloutStatus> {
-    let waiting_since = before.unrecorded_since().or(first_waits.then_some(trouble_since))?;
+    let waiting_since = before.unrecorded_since(granularity).or(first_waits.then_some(trouble_since))?;
     if trouble.passing && now - waiting_since < BEHIND_AFTER {
         return None;
     }
@@ -166,7 +198,7 @@ pub fn behind(
         // The count and the words of the error change all the time; that is no reason to write.
         return None;
     }
-    let message = if before.pending_log.is_empty() {
+    let message = if before.due(granularity).is_empty() {
         format!("the log could not be read, so the first version waits: {}", trouble.message)
     } else {
         let since = waiting_since.format("%Y-%m-%d %H:%M:%S UTC");
@@ -183,9 +215,14 @@ pub fn behind(
 }
 
 /// The status that says that all is well again; none when it never said otherwise.
-pub fn caught_up(before: &RolloutStatus, branch: &str, now: DateTime<Utc>) -> Option<RolloutStatus> {
+pub fn caught_up(
+    before: &RolloutStatus,
+    branch: &str,
+    granularity: Granularity,
+    now: DateTime<Utc>,
+) -> Option<RolloutStatus> {
     let known = before.conditions.condition(RECORDED)?;
-    if known.status != ConditionStatus::False || !before.pending_log.is_empty() {
+    if known.status != ConditionStatus::False || !before.due(granularity).is_empty() {
         return None;
     }
     let mut status = before.clone();
@@ -194,27 +231,57 @@ pub fn caught_up(before: &RolloutStatus, branch: &str, now: DateTime<Utc>) -> Op
     Some(status)
 }
 
-/// The DeployRepo's status while its log is written: branch, tip and condition. None when nothing changed.
+/// The DeployRepo's status while its log is written: branch, tip and conditions. None when nothing changed. `place` is
+/// none while it is not known.
 pub fn log_status(
     before: &DeployRepoStatus,
     generation: i64,
-    branch: &str,
-    tip: Option<&str>,
+    place: Option<&Place>,
+    mirror: &Mirror,
     trouble: Option<&Trouble>,
     now: DateTime<Utc>,
 ) -> Option<DeployRepoStatus> {
     let mut status = before.clone();
-    status.log_branch = Some(branch.to_owned());
-    if let Some(tip) = tip {
-        status.log_tip = Some(tip.to_owned());
-    }
-    let (value, reason, message) = match trouble {
-        None => (ConditionStatus::True, "Recorded", format!("every transition is in {branch}")),
-        Some(trouble) => (ConditionStatus::False, trouble.reason, trouble.message.clone()),
+    let mut say = |type_: &str, value: ConditionStatus, reason: &str, message: String| {
+        let known = before.conditions.condition(type_);
+        if known.is_none_or(|known| known.status != value || known.reason != reason) {
+            let said = Condition { type_: type_.to_owned(), ..condition(value, reason, &message, generation, now) };
+            status.conditions.set_condition(said);
+        }
     };
-    let known = before.conditions.condition(RECORDED);
-    if known.is_none_or(|known| known.status != value || known.reason != reason) {
-        status.conditions.set_condition(condition(value, reason, &message, generation, now));
+    match (trouble, place) {
+        (Some(trouble), _) => say(RECORDED, ConditionStatus::False, trouble.reason, trouble.message.clone()),
+        (None, Some(Place { branch, .. })) => {
+            say(RECORDED, ConditionStatus::True, "Recorded", format!("every transition is in {branch}"));
+        }
+        (None, None) => {}
+    }
+    let forked = trouble.filter(|trouble| trouble.reason == LOG_FORKED).map(|trouble| trouble.message.clone());
+    let begun = place.and_then(|place| place.fork.as_ref()).map(|fork| {
+        let Fork { branch, previous, expected, found } = fork;
+        format!(
+            "{previous} is not as it was left: expected {expected}, found {found}; {branch} is written since. Look at \
+             both, then set spec.log.acknowledgedFork to {branch}"
+        )
+    });
+    match forked.or(begun) {
+        Some(message) => say(LOG_FORKED, ConditionStatus::True, LOG_FORKED, message),
+        None if place.is_some() && before.conditions.condition(LOG_FORKED).is_some() => {
+            say(LOG_FORKED, ConditionStatus::False, "Acknowledged", "the log is as it was left".to_owned());
+        }
+        None => {}
+    }
+    match mirror {
+        Mirror::Unknown => {}
+        Mirror::Whole => say(MIRRORED, ConditionStatus::True, MIRRORED, "the second remote has the log too".to_owned()),
+        Mirror::Behind(trouble) => say(MIRRORED, ConditionStatus::False, trouble.reason, trouble.message.clone()),
+        Mirror::Absent => status.conditions.remove_condition(MIRRORED),
+    }
+    if let Some(place) = place {
+        status.log_branch = Some(place.branch.clone());
+        if place.tip.is_some() {
+            status.log_tip.clone_from(&place.tip);
+        }
     }
     (status != *before).then_some(status)
 }
@@ -306,7 +373,7 @@ mod tests {
         // The clock of `b` went back between 1 and 2.
         let rollouts = [rollout("a", &[(4, 10), (5, 30)]), rollout("b", &[(2, 0), (1, 20)])];
         let order = |most| -> Vec<String> {
-            let chosen = choose(&rollouts, most);
+            let chosen = choose(&rollouts, most, Granularity::Step);
             let name = |waiting: &Waiting| {
                 format!(
                     "{}{}{}",
@@ -324,7 +391,7 @@ mod tests {
     #[test]
     fn only_the_last_transition_of_a_rollout_records_the_present_state() {
         let rollouts = [rollout("a", &[(1, 0), (2, 10)])];
-        let chosen = choose(&rollouts, 10);
+        let chosen = choose(&rollouts, 10, Granularity::Step);
         let template = PodTemplate(json!({"spec": 1}));
         let entries: Vec<_> =
             chosen.iter().map(|waiting| entry("prod", waiting, Some(&template), &[], || "next".to_owned())).collect();
@@ -337,13 +404,17 @@ mod tests {
     #[test]
     fn a_confirmation_takes_out_what_is_recorded_and_nothing_else() {
         let before = status(&[(1, 0), (2, 10), (3, 20)]);
-        let after = confirmed(&before, 2, "rollout-log/prod", at(30)).unwrap();
+        let after = confirmed(&before, 2, "rollout-log/prod", Granularity::Step, at(30)).unwrap();
         assert_eq!(after.pending_log, vec![transition(3, 20)]);
         assert_eq!(after.recorded_sequence, 2);
         assert_eq!(after.conditions.condition(RECORDED).unwrap().status, ConditionStatus::True);
-        assert_eq!(confirmed(&after, 2, "rollout-log/prod", at(31)), None, "nothing is written twice");
-        assert_eq!(confirmed(&after, 1, "rollout-log/prod", at(31)), None, "nor taken back");
-        let late = confirmed(&before, 2, "rollout-log/prod", at(500)).unwrap();
+        assert_eq!(
+            confirmed(&after, 2, "rollout-log/prod", Granularity::Step, at(31)),
+            None,
+            "nothing is written twice"
+        );
+        assert_eq!(confirmed(&after, 1, "rollout-log/prod", Granularity::Step, at(31)), None, "nor taken back");
+        let late = confirmed(&before, 2, "rollout-log/prod", Granularity::Step, at(500)).unwrap();
         assert_eq!(late.conditions.condition(RECORDED), None, "what remains has waited too long");
     }
 
@@ -352,46 +423,123 @@ mod tests {
         let passing = Trouble { reason: "RepositoryUnreachable", message: "no route".into(), passing: true };
         let lasting = Trouble { reason: "AccessDenied", message: "401".into(), passing: false };
         let before = status(&[(1, 0)]);
-        assert_eq!(behind(&before, &passing, at(0), false, OnAuditUnavailable::Continue, at(59)), None);
-        assert!(behind(&before, &lasting, at(0), false, OnAuditUnavailable::Continue, at(1)).is_some());
-        let said = behind(&before, &passing, at(0), false, OnAuditUnavailable::Continue, at(61)).unwrap();
+        assert_eq!(
+            behind(&before, &passing, at(0), false, Granularity::Step, OnAuditUnavailable::Continue, at(59)),
+            None
+        );
+        assert!(
+            behind(&before, &lasting, at(0), false, Granularity::Step, OnAuditUnavailable::Continue, at(1)).is_some()
+        );
+        let said =
+            behind(&before, &passing, at(0), false, Granularity::Step, OnAuditUnavailable::Continue, at(61)).unwrap();
         let condition = said.conditions.condition(RECORDED).unwrap();
         assert_eq!((condition.status, condition.reason.as_str()), (ConditionStatus::False, "RepositoryUnreachable"));
         assert!(condition.message.contains("no route") && condition.message.contains("since"), "{}", condition.message);
         assert_eq!(
-            behind(&said, &passing, at(0), false, OnAuditUnavailable::Continue, at(500)),
+            behind(&said, &passing, at(0), false, Granularity::Step, OnAuditUnavailable::Continue, at(500)),
             None,
             "no second write"
         );
         assert!(
-            behind(&said, &lasting, at(0), false, OnAuditUnavailable::Continue, at(500)).is_some(),
+            behind(&said, &lasting, at(0), false, Granularity::Step, OnAuditUnavailable::Continue, at(500)).is_some(),
             "another reason is news"
         );
         assert_eq!(
-            behind(&status(&[]), &lasting, at(0), false, OnAuditUnavailable::Continue, at(500)),
+            behind(&status(&[]), &lasting, at(0), false, Granularity::Step, OnAuditUnavailable::Continue, at(500)),
             None,
             "nothing waits"
         );
-        let first = behind(&status(&[]), &passing, at(0), true, OnAuditUnavailable::Continue, at(61)).unwrap();
+        let first =
+            behind(&status(&[]), &passing, at(0), true, Granularity::Step, OnAuditUnavailable::Continue, at(61))
+                .unwrap();
         assert!(first.conditions.condition(RECORDED).unwrap().message.contains("first version waits"));
-        assert_eq!(caught_up(&said, "rollout-log/prod", at(600)), None, "it still waits");
-        let after = confirmed(&said, 1, "rollout-log/prod", at(600)).unwrap();
+        assert_eq!(caught_up(&said, "rollout-log/prod", Granularity::Step, at(600)), None, "it still waits");
+        let after = confirmed(&said, 1, "rollout-log/prod", Granularity::Step, at(600)).unwrap();
         assert_eq!(after.conditions.condition(RECORDED).unwrap().status, ConditionStatus::True);
-        assert_eq!(caught_up(&after, "rollout-log/prod", at(601)), None);
-        assert!(caught_up(&first, "rollout-log/prod", at(601)).is_some());
+        assert_eq!(caught_up(&after, "rollout-log/prod", Granularity::Step, at(601)), None);
+        assert!(caught_up(&first, "rollout-log/prod", Granularity::Step, at(601)).is_some());
     }
 
     #[test]
     fn a_deploy_repo_tells_branch_tip_and_trouble() {
         let before = DeployRepoStatus::default();
-        let good = log_status(&before, 3, "rollout-log/prod", Some("abc"), None, at(0)).unwrap();
+        let place = |tip: &str| Place { branch: "rollout-log/prod".into(), tip: Some(tip.into()), fork: None };
+        let good = log_status(&before, 3, Some(&place("abc")), &Mirror::Absent, None, at(0)).unwrap();
         assert_eq!((good.log_branch.as_deref(), good.log_tip.as_deref()), (Some("rollout-log/prod"), Some("abc")));
-        assert_eq!(log_status(&good, 3, "rollout-log/prod", Some("abc"), None, at(9)), None);
-        let trouble = Trouble { reason: "LogForked", message: "x".into(), passing: false };
-        let bad = log_status(&good, 3, "rollout-log/prod", None, Some(&trouble), at(9)).unwrap();
-        assert_eq!(bad.log_tip.as_deref(), Some("abc"), "the last known tip stays");
-        assert_eq!(bad.conditions.condition(RECORDED).unwrap().reason, "LogForked");
-        assert_eq!(log_status(&bad, 3, "rollout-log/prod", None, Some(&trouble), at(99)), None);
-        assert!(log_status(&bad, 3, "rollout-log/prod", Some("def"), None, at(99)).is_some());
+        assert_eq!(log_status(&good, 3, Some(&place("abc")), &Mirror::Absent, None, at(9)), None);
+        let trouble = Trouble { reason: "Rejected", message: "x".into(), passing: false };
+        let bad = log_status(&good, 3, None, &Mirror::Absent, Some(&trouble), at(9)).unwrap();
+        assert_eq!(bad.log_tip.as_deref(), Some("abc"), "the last known place stays");
+        assert_eq!(bad.log_branch.as_deref(), Some("rollout-log/prod"));
+        assert_eq!(bad.conditions.condition(RECORDED).unwrap().reason, "Rejected");
+        assert_eq!(log_status(&bad, 3, None, &Mirror::Absent, Some(&trouble), at(99)), None);
+        // A fork is said until it is acknowledged, and then that it was.
+        let fork = Fork {
+            branch: "rollout-log/prod@2026q4".into(),
+            previous: "rollout-log/prod".into(),
+            expected: "abc".into(),
+            found: "evil".into(),
+        };
+        let forked = Place { branch: fork.branch.clone(), tip: Some("def".into()), fork: Some(fork) };
+        let alarm = log_status(&bad, 3, Some(&forked), &Mirror::Absent, None, at(99)).unwrap();
+        let condition = alarm.conditions.condition(LOG_FORKED).unwrap();
+        assert_eq!(condition.status, ConditionStatus::True);
+        for word in ["abc", "evil", "acknowledgedFork to rollout-log/prod@2026q4"] {
+            assert!(condition.message.contains(word), "{}", condition.message);
+        }
+        let looked =
+            log_status(&alarm, 3, Some(&Place { fork: None, ..forked }), &Mirror::Absent, None, at(100)).unwrap();
+        assert_eq!(looked.conditions.condition(LOG_FORKED).unwrap().status, ConditionStatus::False);
+        // The second remote has a condition of its own and touches no other.
+        let late = log_status(&good, 3, Some(&place("abc")), &Mirror::Behind(trouble), None, at(9)).unwrap();
+        assert_eq!(late.conditions.condition(MIRRORED).unwrap().status, ConditionStatus::False);
+        assert_eq!(late.conditions.condition(RECORDED), good.conditions.condition(RECORDED));
+        let there = log_status(&late, 3, Some(&place("abc")), &Mirror::Whole, None, at(10)).unwrap();
+        assert_eq!(there.conditions.condition(MIRRORED).unwrap().status, ConditionStatus::True);
+        assert_eq!(log_status(&there, 3, Some(&place("abc")), &Mirror::Unknown, None, at(11)), None);
+        let without = log_status(&there, 3, Some(&place("abc")), &Mirror::Absent, None, at(11)).unwrap();
+        assert_eq!(without.conditions.condition(MIRRORED), None, "nothing is said of what is no more");
+    }
+
+    #[test]
+    fn transitions_between_go_with_the_next_one_that_has_a_commit() {
+        use TransitionEvent::{Promoted, Promoting, Started, StepCompleted};
+        let mut rollout = RolloutObject::clone(&rollout("web", &[(1, 0), (2, 10), (3, 20), (4, 30), (5, 40), (6, 50)]));
+        let status = rollout.status.as_mut().unwrap();
+        for (transition, event) in
+            status.pending_log.iter_mut().zip([Started, StepCompleted, StepCompleted, Promoting, Promoted, Started])
+        {
+            transition.event = event;
+        }
+        let status = status.clone();
+        let chosen = |granularity| -> Vec<String> {
+            let chosen = choose(&[Arc::new(rollout.clone())], 10, granularity);
+            let numbers = |waiting: &Waiting| {
+                let covers = waiting.covers.iter().map(|covered| format!("{},", covered.sequence));
+                format!(
+                    "{}{}{}",
+                    covers.collect::<String>(),
+                    waiting.transition.sequence,
+                    if waiting.last { "!" } else { "" }
+                )
+            };
+            chosen.iter().map(numbers).collect()
+        };
+        assert_eq!(chosen(Granularity::Step), ["1", "2", "3", "4", "5", "6!"]);
+        assert_eq!(chosen(Granularity::Phase), ["1", "2,3,4", "5", "6!"]);
+        assert_eq!(chosen(Granularity::Release), ["1,2,3,4,5"]);
+        // What waits for company is not late.
+        let after = confirmed(&status, 5, "rollout-log/prod", Granularity::Release, at(9000)).unwrap();
+        assert_eq!(after.pending_log.len(), 1);
+        assert_eq!(after.conditions.condition(RECORDED).unwrap().status, ConditionStatus::True);
+        let trouble = Trouble { reason: "Unreachable", message: "x".into(), passing: false };
+        assert_eq!(
+            behind(&after, &trouble, at(0), false, Granularity::Release, OnAuditUnavailable::Continue, at(9000)),
+            None
+        );
+        assert!(
+            behind(&after, &trouble, at(0), false, Granularity::Phase, OnAuditUnavailable::Continue, at(9000))
+                .is_some()
+        );
     }
 }

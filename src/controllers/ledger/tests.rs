@@ -1,6 +1,6 @@
 //! The loop against a small API server and a real repository.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,17 +14,17 @@ use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
 use super::record::Trouble;
-use super::{LedgerController, LedgerKey, Parts, Remotes, queue_config};
-use crate::api::RECORDED;
-use crate::api::{Conditions, DeployRepoSpec, RolloutStatus};
+use super::{LedgerController, LedgerKey, Opened, Parts, Remotes, queue_config};
+use crate::api::{Conditions, DeployRepoSpec, RECORDED, RolloutStatus};
 use crate::cluster::client::client;
+use crate::cluster::events::Events;
 use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
 use crate::cluster::objects::Key;
 use crate::cluster::write::{Gate, Writer};
 use crate::controllers::LedgerView;
 use crate::controllers::queue::{Outcome, Queue, QueueConfig};
-use crate::git::{Credentials, GitCache, Ledger, LedgerContents, RemoteAddress, Repository, Timeouts};
+use crate::git::{Credentials, GitCache, Ledger, LedgerContents, RemoteAddress, Timeouts};
 use crate::telemetry::Metrics;
 
 /// Objects by path, changed by JSON Patch with its tests, as an API server does.
@@ -34,6 +34,8 @@ struct Api {
     writes: Arc<AtomicUsize>,
     /// So many writes meet somebody else's.
     conflicts: Arc<AtomicUsize>,
+    /// The notes of the Kubernetes events that were sent.
+    events: Arc<Mutex<Vec<String>>>,
 }
 
 fn path_of(object: &Value) -> String {
@@ -60,6 +62,11 @@ impl Api {
     }
 
     fn answer(&self, method: &Method, uri: &Uri, body: &Bytes) -> Response {
+        if uri.path().ends_with("/events") {
+            let event: Value = serde_json::from_slice(body).unwrap();
+            self.events.lock().unwrap().push(event["note"].as_str().unwrap().to_owned());
+            return (StatusCode::CREATED, axum::Json(event)).into_response();
+        }
         assert_eq!(method, Method::PATCH);
         let path = uri.path().strip_suffix("/status").unwrap();
         let mut objects = self.objects.lock().unwrap();
@@ -105,17 +112,21 @@ struct Local {
     cache: GitCache,
     remote: PathBuf,
     refused: Arc<Mutex<Option<Trouble>>>,
+    mirror: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl Remotes for Local {
     fn identity(&self, url: &str) -> Option<String> {
         RemoteAddress::parse(url).ok().map(|address| address.identity())
     }
-    async fn open(&self, _: &str, _: &DeployRepoSpec) -> Result<Repository, Trouble> {
+    async fn open(&self, _: &str, _: &DeployRepoSpec) -> Result<Opened, Trouble> {
         if let Some(trouble) = self.refused.lock().unwrap().clone() {
             return Err(trouble);
         }
-        Ok(self.cache.repository_at(RemoteAddress::local(&self.remote).unwrap(), Credentials::None)?)
+        let repository = |path: &Path| self.cache.repository_at(RemoteAddress::local(path).unwrap(), Credentials::None);
+        let mirror = self.mirror.lock().unwrap().clone();
+        let mirror = mirror.map(|path| repository(&path).map_err(Trouble::from));
+        Ok(Opened { repository: repository(&self.remote)?, mirror, signer: None })
     }
 }
 
@@ -125,6 +136,7 @@ struct World {
     rollouts: Queue<Key>,
     controller: LedgerController<Local>,
     refused: Arc<Mutex<Option<Trouble>>>,
+    mirror: Arc<Mutex<Option<PathBuf>>>,
     directory: tempfile::TempDir,
 }
 
@@ -140,8 +152,10 @@ impl World {
         let api = Api::default();
         let index = Arc::new(Index::default());
         let metrics = Metrics::new();
-        let writer = Writer::new(api.serve().await, Arc::clone(&index), Arc::new(Leads), Arc::new(metrics.clone()));
+        let client = api.serve().await;
+        let writer = Writer::new(client.clone(), Arc::clone(&index), Arc::new(Leads), Arc::new(metrics.clone()));
         let refused = Arc::new(Mutex::new(None));
+        let mirror = Arc::new(Mutex::new(None));
         let timeouts = Timeouts { push: Duration::from_secs(2), ..Timeouts::default() };
         let rollouts = Queue::new("rollout", QueueConfig::default());
         let controller = LedgerController::new(Parts {
@@ -150,15 +164,17 @@ impl World {
                 cache: GitCache::new(directory.path().join("cache")).unwrap().with_timeouts(timeouts),
                 remote,
                 refused: Arc::clone(&refused),
+                mirror: Arc::clone(&mirror),
             },
             cluster: "prod".into(),
             operator_namespace: "sluice-system".into(),
             queue: Queue::new("ledger", queue_config()),
             rollouts: rollouts.clone(),
+            events: Events::start(client, "me", metrics.clone()).0,
             metrics,
             now: Utc::now,
         });
-        let world = Self { api, index, rollouts, controller, refused, directory };
+        let world = Self { api, index, rollouts, controller, refused, mirror, directory };
         world.put(json!({
             "apiVersion": "sluice.dev/v1alpha1", "kind": "DeployRepo",
             "metadata": {"name": "deploy", "namespace": "sluice-system", "uid": "repo", "resourceVersion": "1", "generation": 1},
@@ -213,6 +229,41 @@ impl World {
 
     fn writes(&self) -> usize {
         self.api.writes.load(Ordering::SeqCst)
+    }
+
+    /// The watch brings what was written.
+    fn watch(&self) {
+        let objects: Vec<Value> = self.api.objects.lock().unwrap().values().cloned().collect();
+        objects.into_iter().for_each(|object| self.put(object));
+    }
+
+    /// Changes the DeployRepo's spec, as a person would.
+    fn ask(&self, change: impl FnOnce(&mut Value)) {
+        self.watch();
+        let mut repo = self.api.objects.lock().unwrap().values().find(|o| o["kind"] == "DeployRepo").unwrap().clone();
+        change(&mut repo["spec"]);
+        repo["metadata"]["generation"] = json!(repo["metadata"]["generation"].as_i64().unwrap() + 1);
+        touch(&mut repo);
+        self.put(repo);
+    }
+
+    /// The status, reason and message of a condition of the DeployRepo.
+    fn repo_condition(&self, type_: &str) -> Option<(String, String, String)> {
+        let status = self.repo_status();
+        let found = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == type_)?.clone();
+        let text = |field: &str| found[field].as_str().unwrap().to_owned();
+        Some((text("status"), text("reason"), text("message")))
+    }
+
+    /// Takes turns until it holds.
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let begun = std::time::Instant::now();
+        while !holds(self) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{what}: {}", self.repo_status());
+            self.watch();
+            self.turn().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn turn(&self) -> Outcome {
@@ -374,4 +425,88 @@ async fn a_lost_answer_of_the_push_or_of_the_confirmation_doubles_nothing() {
     world.turn().await;
     assert_eq!(world.recorded().tip, after, "no further commit");
     assert_eq!(world.status("web").pending_log.len(), 0);
+}
+
+fn git(directory: &Path, arguments: &[&str]) -> String {
+    let identity = ["-c", "user.name=x", "-c", "user.email=x@x"];
+    let output = std::process::Command::new("git").arg("-C").arg(directory).args(identity).args(arguments).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn a_second_remote_follows_and_never_holds_up_the_first() {
+    let world = World::new().await;
+    let mirror = world.directory.path().join("mirror.git");
+    // Not there yet, as a host that is down.
+    *world.mirror.lock().unwrap() = Some(mirror.clone());
+    world.rollout("web", &[(1, "Started"), (2, "Aborted")], 0);
+    world.turn().await;
+    assert_eq!(world.status("web").recorded_sequence, 2, "the first remote has it at once");
+    world.until("it says so", |world| world.repo_condition("Mirrored").is_some()).await;
+    let (status, reason, _) = world.repo_condition("Mirrored").unwrap();
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "RepositoryNotFound"));
+    assert_eq!(world.repo_condition("Recorded").unwrap().0, "True");
+    git(world.directory.path(), &["init", "-q", "--bare", "mirror.git"]);
+    let mirrored = |world: &World| world.repo_condition("Mirrored").is_some_and(|(status, ..)| status == "True");
+    world.until("it followed", mirrored).await;
+    assert_eq!(git(&mirror, &["rev-parse", "rollout-log/prod"]), world.recorded().tip.unwrap());
+    // What the second remote has and the first has not is not overwritten.
+    let tree = git(&mirror, &["rev-parse", "rollout-log/prod^{tree}"]);
+    let strange = git(&mirror, &["commit-tree", "-m", "strange", &tree]);
+    git(&mirror, &["update-ref", "refs/heads/rollout-log/prod", &strange]);
+    world.rollout("web", &[(3, "Aborted")], 0);
+    world.turn().await;
+    assert_eq!(world.status("web").recorded_sequence, 3);
+    world.until("it is refused", |world| !mirrored(world)).await;
+    assert_eq!(git(&mirror, &["rev-parse", "rollout-log/prod"]), strange);
+}
+
+#[tokio::test]
+async fn a_rewritten_log_is_told_until_a_person_acknowledges_it() {
+    let world = World::new().await;
+    world.rollout("web", &[(1, "Started"), (2, "Aborted")], 0);
+    world.turn().await;
+    assert_eq!(world.repo_condition("LogForked"), None);
+    let ours = world.recorded().tip.unwrap();
+    let tree = git(&world.remote(), &["rev-parse", "rollout-log/prod^{tree}"]);
+    let theirs = git(&world.remote(), &["commit-tree", "-m", "history as I wish it", &tree]);
+    git(&world.remote(), &["update-ref", "refs/heads/rollout-log/prod", &theirs]);
+    world.watch();
+    world.rollout("web", &[(3, "Aborted")], 0);
+    world.until("the record goes on", |world| world.status("web").recorded_sequence == 3).await;
+    let (status, _, message) = world.repo_condition("LogForked").unwrap();
+    let branch = world.repo_status()["logBranch"].as_str().unwrap().to_owned();
+    assert_eq!(status, "True");
+    assert!(branch.starts_with("rollout-log/prod@"), "{branch}");
+    assert!([&ours, &theirs, &branch].iter().all(|word| message.contains(*word)), "{message}");
+    assert_eq!(git(&world.remote(), &["rev-parse", "rollout-log/prod"]), theirs, "never forced");
+    assert_eq!(git(&world.remote(), &["rev-parse", &format!("{branch}~2")]), ours, "nothing of ours is lost");
+    let told = |world: &World| world.api.events.lock().unwrap().concat();
+    world.until("the tip is told", |world| told(world).contains(world.repo_status()["logTip"].as_str().unwrap())).await;
+    // It stays said, also after a restart, until somebody has looked.
+    world.watch();
+    world.turn().await;
+    assert_eq!(world.repo_condition("LogForked").unwrap().0, "True");
+    world.ask(|spec| spec["log"]["acknowledgedFork"] = json!(branch));
+    world.until("it is acknowledged", |world| world.repo_condition("LogForked").unwrap().0 == "False").await;
+}
+
+#[tokio::test]
+async fn with_a_coarser_log_transitions_wait_for_company_and_none_is_lost() {
+    let world = World::new().await;
+    world.ask(|spec| spec["log"]["granularity"] = json!("release"));
+    world.rollout("web", &[(1, "Started"), (2, "StepCompleted")], 300);
+    world.turn().await;
+    assert_eq!(world.recorded().tip, None, "nothing is due");
+    assert_eq!(world.status("web").pending_log.len(), 2);
+    assert_eq!(recorded_condition(&world.status("web")), None, "and nothing is late");
+    world.rollout("web", &[(1, "Started"), (2, "StepCompleted"), (3, "Aborted"), (4, "Started")], 0);
+    world.until("the end of the release is recorded", |world| world.status("web").recorded_sequence == 3).await;
+    let numbers: Vec<i64> = world.status("web").pending_log.iter().map(|transition| transition.sequence).collect();
+    assert_eq!(numbers, [4]);
+    let message = git(&world.remote(), &["log", "--format=%B", "rollout-log/prod"]);
+    assert!(message.contains("Rollout-Seq: 3") && message.contains("Rollout-Covers: 1-2"), "{message}");
+    assert_eq!(git(&world.remote(), &["rev-list", "--count", "rollout-log/prod"]), "1");
 }

@@ -158,13 +158,14 @@ async fn a_deployment_is_made_once_for_each_key() {
         deployment["payload"] = json!(deployment["payload"].to_string());
     }
     client.deploy(deployment("a.2", State::Failure)).await.unwrap();
-    let repository = repository.lock().unwrap();
-    assert_eq!(repository.deployments.len(), 2);
-    let said: Vec<_> =
-        repository.deployment_statuses.iter().map(|status| (&status["deployment"], &status["state"])).collect();
-    let expected = [("1", "in_progress"), ("1", "success"), ("2", "failure")].map(|(a, b)| (json!(a), json!(b)));
-    assert_eq!(said, expected.iter().map(|(a, b)| (a, b)).collect::<Vec<_>>());
-    drop(repository);
+    {
+        let repository = repository.lock().unwrap();
+        assert_eq!(repository.deployments.len(), 2);
+        let said: Vec<_> =
+            repository.deployment_statuses.iter().map(|status| (&status["deployment"], &status["state"])).collect();
+        let expected = [("1", "in_progress"), ("1", "success"), ("2", "failure")].map(|(a, b)| (json!(a), json!(b)));
+        assert_eq!(said, expected.iter().map(|(a, b)| (a, b)).collect::<Vec<_>>());
+    }
     assert_eq!(client.newest_deployment("prod/eu").await.unwrap().as_deref(), Some(COMMIT));
     assert_eq!(client.newest_deployment("elsewhere").await.unwrap(), None);
 }
