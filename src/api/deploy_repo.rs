@@ -53,8 +53,9 @@ pub struct DeployRepoSpec {
     #[schemars(length(max = 1024))]
     #[x_kube(validation = ("!self.startsWith('/') && !self.split('/').exists(part, part == '..')", "must be a folder within the repository, written without a leading / and without .."))]
     pub path: Option<String>,
-    /// A Secret in this namespace: `username` and `password`, or `identity` and `known_hosts`; `ca.crt` for an
-    /// https:// server whose certificate an authority of your own has signed; and `webhookToken` for the webhook.
+    /// A Secret in this namespace: `username` and `password`, or `identity` and `known_hosts`, or those of a GitHub App
+    /// (`githubAppID`, `githubAppInstallationID`, `githubAppPrivateKey`); `ca.crt` for an https:// server whose
+    /// certificate an authority of your own has signed; and `webhookToken` for the webhook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretReference>,
     /// Another such Secret for everything that is written: the log, reverts, pull requests. `secretRef` when absent,

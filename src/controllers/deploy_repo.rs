@@ -15,7 +15,7 @@ use futures::future::join_all;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::credentials::{CredentialsError, Remote, text};
+use super::credentials::{CredentialsError, Remote, Secrets, text};
 use super::manifests::{self, Manifest, ManifestError, ObjectId, Permission, Scope};
 use super::queue::{Failure, Outcome, Queue, QueueConfig};
 use super::sync_plan::{
@@ -122,7 +122,8 @@ pub fn queue_config() -> QueueConfig {
 
 /// Works on DeployRepos.
 pub struct DeployRepos<S> {
-    applier: Applier,
+    applier: Arc<Applier>,
+    secrets: Secrets,
     writer: Writer,
     sources: S,
     operator_namespace: String,
@@ -226,8 +227,15 @@ struct Synced {
 
 impl<S: Sources> DeployRepos<S> {
     /// What the loop needs. `trigger` must be of the queue whose keys are given to [`Self::turn`].
-    pub fn new(applier: Applier, writer: Writer, sources: S, operator_namespace: String, trigger: SyncTrigger) -> Self {
-        Self { applier, writer, sources, operator_namespace, trigger, memory: Mutex::default() }
+    pub fn new(
+        applier: Arc<Applier>,
+        secrets: Secrets,
+        writer: Writer,
+        sources: S,
+        operator_namespace: String,
+        trigger: SyncTrigger,
+    ) -> Self {
+        Self { applier, secrets, writer, sources, operator_namespace, trigger, memory: Mutex::default() }
     }
 
     /// One turn for one DeployRepo.
@@ -347,7 +355,7 @@ impl<S: Sources> DeployRepos<S> {
             url: spec.url.clone(),
             branch: spec.branch.clone(),
             path: spec.path.clone(),
-            access: Remote::read(spec).access(&self.applier, &repo.identity.namespace).await.map_err(Trouble::from)?,
+            access: self.secrets.access(&repo.identity.namespace, &Remote::read(spec)).await.map_err(Trouble::from)?,
         };
         let head = self.sources.head(&address).await.map_err(Trouble::from)?;
         findings.observed_commit = Some(head.clone());
@@ -836,9 +844,9 @@ impl From<CredentialsError> for Trouble {
     fn from(error: CredentialsError) -> Self {
         let message = error.to_string();
         if error.is_transient() {
-            Self::passing("ApiUnavailable", message)
+            Self::passing(error.reason(), message)
         } else {
-            Self::stalled("CredentialsNotFound", message)
+            Self::stalled(error.reason(), message)
         }
     }
 }

@@ -13,15 +13,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::{StreamExt, future, stream};
 
 use self::record::{Mirror, Trouble, Waiting};
 use super::LedgerView;
-use super::credentials::{CredentialsError, Remote, signing_key};
+use super::credentials::{CredentialsError, Remote, Secrets};
 use super::queue::{Failure, Outcome, Queue, QueueConfig};
 use crate::api::{DeployRepoSpec, Granularity, OnAuditUnavailable, PodTemplate};
-use crate::cluster::apply::Applier;
 use crate::cluster::events::Events;
 use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
@@ -44,6 +43,9 @@ const STANDBY: Duration = Duration::from_secs(5);
 const TRIES: u32 = 5;
 /// Writes to the API server at the same time, of one ledger.
 const PARALLEL: usize = 8;
+/// How old credentials may grow before their Secrets are read again: a token of a GitHub App has at least ten minutes
+/// left when it is given.
+const REOPENED_AFTER: TimeDelta = TimeDelta::minutes(5);
 
 /// One ledger: one branch of one repository, however its address is spelled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,7 +83,7 @@ pub struct Opened {
 /// The repositories of the `git` room, opened with what the DeployRepos' Secrets hold.
 pub struct SecretRemotes {
     /// Reads the Secrets.
-    pub applier: Applier,
+    pub secrets: Secrets,
     /// The one cache.
     pub cache: GitCache,
 }
@@ -97,7 +99,7 @@ impl Remotes for SecretRemotes {
             None => None,
             Some(mirror) => Some(self.repository(namespace, &mirror).await),
         };
-        let key = signing_key(&self.applier, namespace, spec).await?;
+        let key = self.secrets.signing_key(namespace, spec).await?;
         let signer = key.map(|key| self.cache.signer(&key)).transpose()?;
         Ok(Opened { repository, mirror, signer })
     }
@@ -105,14 +107,14 @@ impl Remotes for SecretRemotes {
 
 impl SecretRemotes {
     async fn repository(&self, namespace: &str, remote: &Remote) -> Result<Repository, Trouble> {
-        let access = remote.access(&self.applier, namespace).await?;
+        let access = self.secrets.access(namespace, remote).await?;
         Ok(self.cache.repository(&remote.url, access)?)
     }
 }
 
 impl From<CredentialsError> for Trouble {
     fn from(error: CredentialsError) -> Self {
-        Self { reason: "CredentialsNotFound", passing: error.is_transient(), message: error.to_string() }
+        Self { reason: error.reason(), passing: error.is_transient(), message: error.to_string() }
     }
 }
 
@@ -198,6 +200,8 @@ struct Open {
     mirror: Option<Result<Repository, Trouble>>,
     repo: String,
     generation: i64,
+    /// When it was opened.
+    at: DateTime<Utc>,
 }
 
 /// How far the second remote has come.
@@ -397,7 +401,8 @@ impl<R: Remotes> LedgerController<R> {
         let kept = session.open.as_ref().is_some_and(|open| {
             repos.iter().any(|repo| repo.identity.uid == open.repo && repo.identity.generation == open.generation)
         });
-        if kept {
+        let now = (self.parts.now)();
+        if kept && session.open.as_ref().is_some_and(|open| now - open.at < REOPENED_AFTER) {
             return Ok(());
         }
         session.open = None;
@@ -421,11 +426,13 @@ impl<R: Remotes> LedgerController<R> {
         };
         let ledger = Arc::new(opened.repository.ledger(&key.cluster)?.with_policy(policy).expecting(left));
         session.granularity = spec.log.granularity;
-        // Read again, for what was acknowledged meanwhile.
-        self.known().remove(key);
+        if !kept {
+            // Read again, for what was acknowledged meanwhile.
+            self.known().remove(key);
+        }
         let mirror = opened.mirror;
-        session.open =
-            Some(Open { ledger, mirror, repo: repo.identity.uid.clone(), generation: repo.identity.generation });
+        let (repo, generation) = (repo.identity.uid.clone(), repo.identity.generation);
+        session.open = Some(Open { ledger, mirror, repo, generation, at: now });
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use super::OperatorArgs;
 use super::analysis::AnalysisController;
+use super::credentials::Secrets;
 use super::deploy_repo::{self, DeployRepos, SyncTrigger};
 use super::ledger::{self, LedgerController, LedgerKey, SecretRemotes};
 use super::queue::{self, Queue, QueueConfig};
@@ -98,6 +99,8 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     let cache = GitCache::new(args.cache_dir.clone())?;
     tracing::info!(git = check_executable().await?, "the git executable");
     let applier = || Applier::new(client.clone(), gate.clone(), Arc::new(metrics.clone()));
+    let repo_applier = Arc::new(applier());
+    let secrets = Secrets::new(Arc::clone(&repo_applier));
     let analyses = AnalysisController::new(writer.clone(), applier(), args.namespace.clone(), metrics.clone());
     let observer = Arc::new(Wiring {
         rollouts: rollouts.clone(),
@@ -116,7 +119,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     let ledgers = Queue::new("ledger", ledger::queue_config());
     let ledger = Arc::new(LedgerController::new(ledger::Parts {
         writer: writer.clone(),
-        remotes: SecretRemotes { applier: applier(), cache: cache.clone() },
+        remotes: SecretRemotes { secrets: secrets.clone(), cache: cache.clone() },
         cluster: args.cluster_name.clone(),
         operator_namespace: args.namespace.clone(),
         queue: ledgers.clone(),
@@ -125,7 +128,14 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
         metrics: metrics.clone(),
         now,
     }));
-    let repos = Arc::new(DeployRepos::new(applier(), writer.clone(), cache, args.namespace.clone(), trigger.clone()));
+    let repos = Arc::new(DeployRepos::new(
+        repo_applier,
+        secrets,
+        writer.clone(),
+        cache,
+        args.namespace.clone(),
+        trigger.clone(),
+    ));
     let hooks = Hooks { repos: Arc::clone(&repos), trigger, client: client.clone(), leadership: leadership.clone() };
     let webhooks = listen(args.webhook_address).await?;
 

@@ -261,11 +261,12 @@ impl Bench {
         let index = Arc::new(Index::default());
         let leader = Arc::new(Leader(AtomicBool::new(true)));
         let writer = Writer::new(client.clone(), index.clone(), leader.clone(), Arc::new(Quiet));
-        let applier = Applier::new(client, leader.clone(), Arc::new(Quiet));
+        let applier = Arc::new(Applier::new(client, leader.clone(), Arc::new(Quiet)));
+        let secrets = Secrets::new(Arc::clone(&applier));
         let branch = Scripted::default();
         let trigger = SyncTrigger::new(Queue::new("deploy-repos", queue_config()));
         let controller =
-            DeployRepos::new(applier, writer, branch.clone(), operator_namespace.to_owned(), trigger.clone());
+            DeployRepos::new(applier, secrets, writer, branch.clone(), operator_namespace.to_owned(), trigger.clone());
         let bench = Self { server, index, leader, branch, trigger, controller, key: Key::new("shop", "web") };
         bench.declare(1, spec);
         bench
