@@ -12,6 +12,7 @@ pub mod forge;
 pub mod git;
 pub mod http;
 pub mod metrics;
+pub mod projections;
 pub mod simulation;
 pub mod telemetry;
 pub mod traffic;

@@ -59,8 +59,9 @@ const ROOMS: &[Room] = &[
     ("git",         &["api"],                                                             &[Process, Runtime, Clock, Files]),
     ("http",        &["api", "telemetry"],                                                &[Server, Sockets, Runtime, Clock]),
     ("telemetry",   &["api"],                                                             &[Runtime, Clock]),
+    ("projections", &["api", "egress", "forge", "git"],                                  &[Http]),
     // What brings them together.
-    ("controllers", &["analysis", "api", "cluster", "engine", "forge", "git", "http", "metrics", "simulation", "telemetry", "traffic"],
+    ("controllers", &["analysis", "api", "cluster", "engine", "forge", "git", "http", "metrics", "projections", "simulation", "telemetry", "traffic"],
                                                                                           &[Types, Runtime, Clock]),
     ("cli",         &["analysis", "api", "cluster", "controllers", "engine", "git", "simulation"],
                                                                                           &[Types, Runtime, Clock, Files, Arguments]),

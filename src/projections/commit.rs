@@ -1,0 +1,89 @@
+//! How a rollout goes, shown beside the commit that asked for it: a commit status, or a deployment, on the forge.
+
+use std::fmt;
+
+use super::{DeliveryError, Event};
+use crate::api::TransitionEvent;
+use crate::forge::{CommitStatus, Deployment, ForgeClient, State};
+
+/// A forge that is told.
+#[derive(Clone)]
+pub struct ForgeSink {
+    client: ForgeClient,
+    /// Where deployments go; none for commit statuses.
+    environment: Option<String>,
+}
+
+impl ForgeSink {
+    /// Tells by a status on the commit, one for each Rollout of each cluster.
+    pub fn commit_status(client: ForgeClient) -> Self {
+        Self { client, environment: None }
+    }
+
+    /// Tells by deployments to an environment, one for each release.
+    pub fn deployment(client: ForgeClient, environment: String) -> Self {
+        Self { client, environment: Some(environment) }
+    }
+
+    pub(super) async fn deliver(&self, event: &Event) -> Result<(), DeliveryError> {
+        let Some(commit) = event.source_commit.as_deref().filter(|commit| is_full_name(commit)) else {
+            // Nobody knows which commit asked for it: there is nothing to show it beside.
+            return Ok(());
+        };
+        let description = format!("{}: {}", event.summary(), event.message);
+        let target = event.page.as_deref();
+        if let Some(environment) = &self.environment {
+            let Some(state) = deployment_state(event) else { return Ok(()) };
+            let key = format!("{}/{}", event.uid, event.release);
+            let deployment = Deployment { commit, environment, key: &key, state, description: &description, target };
+            return Ok(self.client.deploy(deployment).await?);
+        }
+        let context = format!("sluice/{}", event.source());
+        let status = CommitStatus { context: &context, state: commit_state(event), description: &description, target };
+        Ok(self.client.set_status(commit, status).await?)
+    }
+}
+
+impl fmt::Debug for ForgeSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForgeSink").field("client", &self.client).field("environment", &self.environment).finish()
+    }
+}
+
+fn is_full_name(commit: &str) -> bool {
+    matches!(commit.len(), 40 | 64) && commit.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// How it goes for the commit that the cluster was asked to follow.
+pub(super) fn commit_state(event: &Event) -> State {
+    match event.event {
+        TransitionEvent::Promoted => State::Success,
+        TransitionEvent::Aborted if is_revert(event) => State::Success,
+        TransitionEvent::Aborted | TransitionEvent::Denied => State::Failure,
+        TransitionEvent::FirstDeploy
+        | TransitionEvent::Started
+        | TransitionEvent::StepCompleted
+        | TransitionEvent::Paused
+        | TransitionEvent::Resumed
+        | TransitionEvent::Held
+        | TransitionEvent::Promoting
+        | TransitionEvent::PlanChanged
+        // The commit is the one that takes the other's place, and its own beginning follows.
+        | TransitionEvent::Superseded => State::Pending,
+    }
+}
+
+/// How the release goes, where it is a deployment of this very commit.
+pub(super) fn deployment_state(event: &Event) -> Option<State> {
+    match event.event {
+        // What was denied never began; and what ends by another commit is no deployment of that one.
+        TransitionEvent::Denied | TransitionEvent::Superseded => None,
+        TransitionEvent::Aborted if is_revert(event) => None,
+        _ => Some(commit_state(event)),
+    }
+}
+
+/// Git asks for what was there before, and has it.
+fn is_revert(event: &Event) -> bool {
+    event.reason == "Revert"
+}
