@@ -29,7 +29,7 @@ pub enum Sink {
     /// A server that takes a request for each transition.
     Receiver(Receiver),
     /// The forge, which shows how it goes beside the commit that asked for it.
-    Forge(ForgeSink),
+    Forge(Box<ForgeSink>),
 }
 
 impl Sink {

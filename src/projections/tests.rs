@@ -323,7 +323,7 @@ async fn a_commit_status_says_it_once_with_the_page_of_the_entry() {
     })
     .await;
     let location = Location::new(ForgeKind::Gitea, None, &format!("http://{}/shop/deploy", stub.address)).unwrap();
-    let sink = Sink::Forge(ForgeSink::commit_status(ForgeClient::new(location, CANARY, None).unwrap()));
+    let sink = Sink::Forge(Box::new(ForgeSink::commit_status(ForgeClient::new(location, CANARY, None).unwrap())));
     let page = Some("https://git.example/shop/deploy/commit/c0ffee".to_owned());
     sink.deliver(&Event { page, ..event() }, now()).await.unwrap();
     let asked = stub.asked.lock().unwrap().clone();
