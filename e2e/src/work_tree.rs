@@ -107,11 +107,34 @@ impl WorkTree {
         Ok(())
     }
 
+    /// Sets the branch back to `sha` here and on the server, whatever came after it: history that is forced.
+    pub async fn force_back(&self, sha: &str) -> Result<()> {
+        self.git().args(["reset", "--quiet", "--hard", sha]).ok().await?;
+        self.git()
+            .args(["push", "--quiet", "--force", "origin", &format!("HEAD:refs/heads/{}", self.branch)])
+            .ok()
+            .await?;
+        Ok(())
+    }
+
+    /// Brings the branch to what the server has.
+    pub async fn pull(&self) -> Result<String> {
+        self.git().args(["pull", "--quiet", "--ff-only", "origin", &self.branch]).ok().await?;
+        self.head().await
+    }
+
     /// The commits of a branch as the server has it now, newest first; none when there is no such branch.
     pub async fn log(&self, branch: &str) -> Result<Vec<LogEntry>> {
         let Some(tip) = self.tip(branch).await? else { return Ok(Vec::new()) };
         let text = self.git().args(["log", "--format=%H%x1f%s%x1f%b%x1e", &tip, "--"]).ok().await?;
         text.split('\u{1e}').map(str::trim_start).filter(|record| !record.is_empty()).map(entry).collect()
+    }
+
+    /// Checks that `sha` is signed by a key of this file of allowed signers.
+    pub async fn verify_signature(&self, sha: &str, allowed: &Path) -> Result<()> {
+        let file = format!("gpg.ssh.allowedSignersFile={}", allowed.display());
+        self.git().args(["-c", &file, "verify-commit", sha]).ok().await?;
+        Ok(())
     }
 
     /// A file of a branch as the server has it now; `None` when the branch or the file is not there.

@@ -58,6 +58,8 @@ pub struct World {
     images: Images,
     shops: AtomicU32,
     requests: u32,
+    /// The cluster's name in the log.
+    pub name: &'static str,
 }
 
 /// What the cluster runs.
@@ -79,11 +81,16 @@ impl World {
             pull_policy: "IfNotPresent",
         };
         let cluster = Cluster::connect(tools, kubeconfig).await?;
-        Self::on(cluster, tools, binaries, images).await
+        Self::on(cluster, tools, binaries, images, CLUSTER_NAME).await
     }
 
     /// Builds the images, boots a cluster and installs the operator.
     pub async fn start(tools: &Tools) -> Result<Self> {
+        Self::start_as(tools, CLUSTER_NAME).await
+    }
+
+    /// The same for a cluster of another name in the log, beside the first.
+    pub async fn start_as(tools: &Tools, name: &'static str) -> Result<Self> {
         let binaries = timed("the operator's binaries", binaries()).await?;
         let demo = timed("image of the demo application", images::demo_archive(tools)).await?;
         let operator =
@@ -95,10 +102,16 @@ impl World {
             // They come from nowhere but the archives.
             pull_policy: "Never",
         };
-        Self::on(cluster, tools, binaries, images).await
+        Self::on(cluster, tools, binaries, images, name).await
     }
 
-    async fn on(cluster: Cluster, tools: &Tools, binaries: PathBuf, images: Images) -> Result<Self> {
+    async fn on(
+        cluster: Cluster,
+        tools: &Tools,
+        binaries: PathBuf,
+        images: Images,
+        name: &'static str,
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let repositories = cluster.dir().unwrap_or_else(|| folder.path().to_owned()).join("git");
         let git = GitServer::start(repositories.clone(), cluster.host_address()).await?;
@@ -113,6 +126,7 @@ impl World {
             images,
             shops: AtomicU32::new(0),
             requests: 50,
+            name,
         };
         timed("the operator, by its chart", world.install()).await?;
         Ok(world)
@@ -126,7 +140,7 @@ impl World {
             .args(["--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s"])
             .args(["--set", &format!("image.repository={repository}"), "--set", &format!("image.tag={tag}")])
             .args(["--set", &format!("image.pullPolicy={}", self.images.pull_policy)])
-            .args(["--set", &format!("clusterName={CLUSTER_NAME}")])
+            .args(["--set", &format!("clusterName={}", self.name)])
             .args(["--set", "sync.enabled=true"])
             .within(Duration::from_secs(150))
             .ok()
@@ -249,15 +263,13 @@ impl World {
         self.declared(namespace, url, json!({}), tree).await
     }
 
-    /// The same with a private repository on the forge, as the person who owns it reaches it. Nobody else pushes to
-    /// `main`, the operator neither.
+    /// The same with a private repository on the forge, as the person who owns it reaches it.
     pub async fn shop_on_forge(&self, name: &str, transport: Transport) -> Result<(Shop<'_>, Repository)> {
         let namespace = self.namespace(name);
         let forge = self.forge().await?;
         let person = forge.create_user(&namespace).await?;
         let repository = person.create_repository("deploy").await?;
         repository.add_webhook(&self.webhook_url(&namespace).await?, WEBHOOK_TOKEN).await?;
-        repository.protect_branch("main", &[person.name()]).await?;
         let (url, secret) = match transport {
             Transport::Https => {
                 let operator = forge.create_user(&format!("{namespace}-sluice")).await?;
@@ -277,6 +289,25 @@ impl World {
         Ok((self.declared(namespace, url, secret, tree).await?, repository))
     }
 
+    /// The shop of another cluster, declared here as well: the same namespace, repository and path.
+    pub async fn shop_of(&self, other: &Shop<'_>) -> Result<Shop<'_>> {
+        let folder = self.folder.path().join(&other.namespace);
+        let tree = WorkTree::clone(&other.url, folder).await?;
+        let shop = Shop {
+            world: self,
+            namespace: other.namespace.clone(),
+            host: other.host.clone(),
+            tree,
+            url: other.url.clone(),
+            secret: other.secret.clone(),
+            repo_spec: other.repo_spec.clone(),
+            beside: other.beside.clone(),
+            replaced: other.replaced.clone(),
+        };
+        shop.declare_repository().await?;
+        Ok(shop)
+    }
+
     fn namespace(&self, name: &str) -> String {
         format!("{name}-{}", self.shops.fetch_add(1, Ordering::Relaxed))
     }
@@ -284,7 +315,17 @@ impl World {
     async fn declared(&self, namespace: String, url: String, mut secret: Value, tree: WorkTree) -> Result<Shop<'_>> {
         secret["webhookToken"] = json!(WEBHOOK_TOKEN);
         let host = format!("web.{namespace}.test");
-        let shop = Shop { world: self, host, namespace, tree, url, secret, replaced: Vec::new() };
+        let shop = Shop {
+            world: self,
+            host,
+            namespace,
+            tree,
+            url,
+            secret,
+            repo_spec: json!({}),
+            beside: Vec::new(),
+            replaced: Vec::new(),
+        };
         shop.declare_repository().await?;
         Ok(shop)
     }
@@ -321,24 +362,47 @@ pub struct Shop<'w> {
     url: String,
     /// What the DeployRepo's Secret holds.
     secret: Value,
+    /// More of the DeployRepo's spec.
+    repo_spec: Value,
+    /// More objects that the DeployRepo needs.
+    beside: Vec<Value>,
     replaced: Vec<(String, String)>,
 }
 
 impl Shop<'_> {
     /// The DeployRepo and its Secret.
     pub async fn declare_repository(&self) -> Result<()> {
-        let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}},
-            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "deploy", "namespace": self.namespace},
-             "stringData": self.secret},
-            {"apiVersion": "sluice.dev/v1alpha1", "kind": "DeployRepo",
-             "metadata": {"name": REPO, "namespace": self.namespace},
-             "spec": {"url": self.url, "path": "deploy", "interval": "10s", "secretRef": {"name": "deploy"},
-                      "sync": {"prune": true}}}
-        ]});
+        let mut spec = json!({"url": self.url, "path": "deploy", "interval": "10s", "secretRef": {"name": "deploy"},
+            "sync": {"prune": true}});
+        for (field, value) in self.repo_spec.as_object().into_iter().flatten() {
+            spec[field] = value.clone();
+        }
+        let mut items = self.beside.clone();
+        items.push(self.secret_object("deploy", &self.secret));
+        items.push(json!({"apiVersion": "sluice.dev/v1alpha1", "kind": "DeployRepo",
+            "metadata": {"name": REPO, "namespace": self.namespace}, "spec": spec}));
+        let objects = json!({"apiVersion": "v1", "kind": "List", "items": items});
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}});
         self.world.apply(&namespace.to_string()).await?;
         self.world.apply(&objects.to_string()).await
+    }
+
+    /// Declares the DeployRepo with more in its spec, and Secrets beside it.
+    pub async fn declare_more(&mut self, spec: Value, secrets: &[(&str, Value)]) -> Result<()> {
+        self.repo_spec = spec;
+        self.beside = secrets.iter().map(|(name, data)| self.secret_object(name, data)).collect();
+        self.declare_repository().await
+    }
+
+    fn secret_object(&self, name: &str, data: &Value) -> Value {
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": self.namespace},
+            "stringData": data})
+    }
+
+    /// The DeployRepo.
+    pub async fn deploy_repo(&self) -> Result<Value> {
+        let repos = self.world.objects("sluice.dev", "v1alpha1", "DeployRepo", "deployrepos", &self.namespace);
+        Ok(serde_json::to_value(repos.get(REPO).await?)?)
     }
 
     /// From now on `from` in the manifests reads `to`.
@@ -477,7 +541,7 @@ impl Shop<'_> {
 
     /// The log branch, oldest first.
     pub async fn log(&self) -> Result<Vec<LogEntry>> {
-        let mut log = self.tree.log(LOG_BRANCH).await?;
+        let mut log = self.tree.log(&format!("rollout-log/{}", self.world.name)).await?;
         log.reverse();
         Ok(log)
     }

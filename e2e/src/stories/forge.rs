@@ -15,6 +15,8 @@ pub(super) async fn a_pull_request_is_merged_and_released_over_https_and_over_ss
 
 async fn released(world: &World, name: &str, transport: Transport) -> Result<()> {
     let (mut shop, repository) = world.shop_on_forge(name, transport).await?;
+    // Nobody but its owner pushes to main, the operator neither.
+    repository.protect_branch("main", &[&shop.namespace]).await?;
     shop.first("v1").await?;
     let traffic = shop.traffic().await?;
     shop.tree.branch("release").await?;

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, ensure};
 use kube::ResourceExt;
 
 use crate::wait::wait_for;
-use crate::world::{LOG_BRANCH, REPO, World, none_lost};
+use crate::world::{LOG_BRANCH, REPO, Transport, World, none_lost};
 
 const STEP: Duration = Duration::from_secs(40);
 const WHOLE: Duration = Duration::from_secs(120);
@@ -65,7 +65,7 @@ pub(super) async fn git_is_down_during_an_abort(world: &World) -> Result<()> {
 }
 
 pub(super) async fn a_fresh_cluster_does_not_roll_out_what_was_aborted(world: &World) -> Result<()> {
-    let shop = world.shop("fresh").await?;
+    let (shop, _) = world.shop_on_forge("fresh", Transport::Https).await?;
     shop.first("v1").await?;
     let traffic = shop.traffic().await?;
     shop.release("v3").await?;

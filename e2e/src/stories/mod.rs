@@ -7,6 +7,7 @@ mod admission;
 mod faults;
 mod forge;
 mod git;
+mod ledger;
 mod people;
 mod releases;
 
@@ -52,6 +53,8 @@ pub fn all() -> Vec<Story> {
         story!(240, git::a_fresh_cluster_does_not_roll_out_what_was_aborted),
         story!(180, git::a_repository_that_cannot_be_read_says_so_and_recovers),
         story!(240, forge::a_pull_request_is_merged_and_released_over_https_and_over_ssh),
+        story!(180, ledger::the_ledger_has_a_repository_of_its_own_a_key_and_a_mirror),
+        story!(180, ledger::history_is_forced_back_in_the_middle_of_a_canary),
         story!(180, releases::two_rollouts_move_at_the_same_time),
         story!(180, faults::a_hand_edit_of_the_route_is_put_back),
         story!(180, faults::an_invalid_rollout_stalls_and_recovers),
