@@ -399,6 +399,12 @@ impl Shop<'_> {
             "stringData": data})
     }
 
+    /// The name of its cluster in the log.
+    #[must_use]
+    pub fn cluster_name(&self) -> &'static str {
+        self.world.name
+    }
+
     /// The DeployRepo.
     pub async fn deploy_repo(&self) -> Result<Value> {
         let repos = self.world.objects("sluice.dev", "v1alpha1", "DeployRepo", "deployrepos", &self.namespace);

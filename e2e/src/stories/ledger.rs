@@ -110,3 +110,38 @@ pub(super) async fn history_is_forced_back_in_the_middle_of_a_canary(world: &Wor
     none_lost(&traffic.stop().await)?;
     shop.remove().await
 }
+
+pub(super) async fn two_clusters_on_one_path_have_a_log_each(world: &World) -> Result<()> {
+    let second = World::start_as(&world.tools, "second").await?;
+    let first_shop = world.shop("both").await?;
+    first_shop.release("v1").await?;
+    let second_shop = second.shop_of(&first_shop).await?;
+    let shops = [&first_shop, &second_shop];
+    for shop in shops {
+        shop.phase("Ready", Duration::from_secs(60)).await?;
+    }
+    let traffic = [first_shop.traffic().await?, second_shop.traffic().await?];
+    let bad = first_shop.release("v3").await?;
+    for shop in shops {
+        shop.phase("Aborted", WHOLE).await?;
+        shop.no_canary().await?;
+    }
+    first_shop.revert(&bad).await?;
+    for shop in shops {
+        shop.promoted("v1", WHOLE).await?;
+    }
+    for traffic in traffic {
+        none_lost(&traffic.stop().await)?;
+    }
+    for shop in shops {
+        let log = shop.recorded(Duration::from_secs(60)).await?;
+        let clusters: Vec<&str> = log.iter().filter_map(|entry| entry.trailer("Rollout-Id")).collect();
+        let own = format!("{}/{}/web", shop.cluster_name(), shop.namespace);
+        ensure!(clusters.iter().all(|id| *id == own), "each log tells of its own cluster {own}: {clusters:?}");
+        ensure!(
+            log.iter().any(|entry| entry.trailer("Rollout-Event") == Some("Aborted")),
+            "each cluster judged for itself: {log:?}"
+        );
+    }
+    first_shop.remove().await
+}

@@ -26,7 +26,7 @@ pub struct Story {
     /// Its name, as a sentence.
     pub name: &'static str,
     bound: Duration,
-    /// It breaks components, so it runs only on a cluster that the harness booted.
+    /// It breaks or needs components of the harness's own, so it runs only on a cluster that the harness booted.
     breaks_components: bool,
     run: for<'w> fn(&'w World) -> LocalBoxFuture<'w, Result<()>>,
 }
@@ -55,6 +55,7 @@ pub fn all() -> Vec<Story> {
         story!(240, forge::a_pull_request_is_merged_and_released_over_https_and_over_ssh),
         story!(180, ledger::the_ledger_has_a_repository_of_its_own_a_key_and_a_mirror),
         story!(180, ledger::history_is_forced_back_in_the_middle_of_a_canary),
+        Story { breaks_components: true, ..story!(300, ledger::two_clusters_on_one_path_have_a_log_each) },
         story!(180, releases::two_rollouts_move_at_the_same_time),
         story!(180, faults::a_hand_edit_of_the_route_is_put_back),
         story!(180, faults::an_invalid_rollout_stalls_and_recovers),
