@@ -19,7 +19,7 @@ pub struct Archive {
     pub(super) git: Git,
     references: BTreeMap<String, String>,
     /// Where git runs; it goes with us.
-    pub(super) scratch: tempfile::TempDir,
+    _scratch: tempfile::TempDir,
 }
 
 /// The branches of one cluster's ledger, as they are in a clone.
@@ -85,7 +85,7 @@ impl Archive {
         git.environment.push(("GIT_OBJECT_DIRECTORY".to_owned(), (*objects).into()));
         // Written by whoever made the clone, and believed by git without a look at the commits.
         git.options.push("core.commitGraph=false".to_owned());
-        Ok(Self { git, references, scratch })
+        Ok(Self { git, references, _scratch: scratch })
     }
 
     /// The ledgers in it: that of one cluster, or all.

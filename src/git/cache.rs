@@ -152,12 +152,30 @@ impl Repository {
 /// The commit at the tip of a branch.
 pub(super) async fn remote_head(git: &Git, branch: &str, limit: Duration) -> Result<Option<String>> {
     let full = format!("refs/heads/{branch}");
-    let arguments = ["ls-remote", "--quiet", "--refs", "--", "origin", &full];
-    let answer = git.call(format!("asking for the branch {branch}"), arguments).limit(limit).run().await?;
+    let answer = list_remote(git, branch, &[&full], limit).await?;
     // A pattern matches the ends of names too, so the name is compared in full.
     let answer = String::from_utf8_lossy(&answer);
     let mut lines = answer.lines().filter_map(|line| line.split_once('\t'));
     Ok(lines.find(|(_, name)| *name == full).map(|(commit, _)| commit.to_owned()))
+}
+
+/// What a git server says of its references, as lines of a commit and a name.
+///
+/// To git, any web page is a server of the old "dumb" kind that has no references. A sign-in page in the server's place
+/// must not look like an empty repository: nothing would be known to have been aborted. So an answer without
+/// references counts only from a server with which git has agreed on a protocol, as its trace says.
+pub(super) async fn list_remote(git: &Git, branch: &str, patterns: &[&str], limit: Duration) -> Result<Vec<u8>> {
+    let trace = tempfile::NamedTempFile::new_in(&git.home).map_err(storage)?;
+    let mut traced = git.clone();
+    traced.environment.push(("GIT_TRACE2_EVENT".to_owned(), trace.path().into()));
+    let arguments = ["ls-remote", "--quiet", "--refs", "--", "origin"].into_iter().chain(patterns.iter().copied());
+    let answer = traced.call(format!("asking for the branch {branch}"), arguments).limit(limit).run().await?;
+    let agreed = || std::fs::read_to_string(trace.path()).map(|text| text.contains("\"negotiated-version\""));
+    if answer.is_empty() && !agreed().map_err(storage)? {
+        let detail = "something answers there that is no git server".to_owned();
+        return Err(GitError::Unreachable { remote: git.remote.clone(), detail });
+    }
+    Ok(answer)
 }
 
 impl Remote {

@@ -393,6 +393,8 @@ pub(super) fn classify(doing: &str, remote: &str, stderr: &str, scrubber: &Scrub
         "couldn't connect to server",
         "bad line length",
         "expected flush after",
+        // A web page in the server's place, taken for a server of the old kind.
+        "no dav locking support",
     ]) && !has(&["does not appear to be a git repository"])
     {
         return GitError::Unreachable { remote, detail };

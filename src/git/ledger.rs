@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::address::check_branch;
-use super::cache::{Remote, Repository, Store, Timeouts};
+use super::cache::{Remote, Repository, Store, Timeouts, list_remote};
 use super::command::Git;
 use super::epoch::Epoch;
 use super::error::{GitError, Rejection, Result, Scrubber, classify, detail};
@@ -557,10 +557,8 @@ impl Ledger {
     async fn remote_heads(&self, git: &Git) -> Result<BTreeMap<Epoch, String>> {
         let first = Epoch::First.branch(&self.cluster);
         let patterns = [format!("refs/heads/{first}"), format!("refs/heads/{first}@*")];
-        let arguments = ["ls-remote", "--quiet", "--refs", "--", "origin"].into_iter();
-        let arguments = arguments.chain(patterns.iter().map(String::as_str));
-        let call = git.call(format!("asking for the branch {first}"), arguments).limit(self.timeouts.ask);
-        Ok(self.heads(&call.run().await?))
+        let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+        Ok(self.heads(&list_remote(git, &first, &patterns, self.timeouts.ask).await?))
     }
 
     /// Of lines of a commit and a reference, those that are branches of this ledger.
@@ -824,6 +822,13 @@ impl Ledger {
             return Err(classify(&doing, &git.remote, &output.stderr, &git.scrubber));
         };
         let text = refused.to_ascii_lowercase();
+        let said: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("remote:")).collect();
+        let reason = refused.rsplit('\t').next().unwrap_or_default();
+        let detail = detail(&format!("{reason} {}", said.join(" ")), &git.scrubber);
+        if text.contains("unpacker error") {
+            // It took what we sent and could not store it, as when its disk is full.
+            return Err(GitError::Unreachable { remote: git.remote, detail });
+        }
         let why = if ["non-fast-forward", "fetch first", "stale info", "reference already exists"]
             .iter()
             .any(|sign| text.contains(sign))
@@ -840,9 +845,6 @@ impl Ledger {
         } else {
             Rejection::Other
         };
-        let reason = refused.rsplit('\t').next().unwrap_or_default();
-        let said: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("remote:")).collect();
-        let detail = detail(&format!("{reason} {}", said.join(" ")), &git.scrubber);
         Err(GitError::Rejected { remote: git.remote, branch, why, detail: format!(": {detail}") })
     }
 

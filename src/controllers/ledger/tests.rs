@@ -27,6 +27,8 @@ use crate::controllers::queue::{Outcome, Queue, QueueConfig};
 use crate::git::{Credentials, GitCache, Ledger, LedgerContents, RemoteAddress, Timeouts};
 use crate::telemetry::Metrics;
 
+mod faults;
+
 /// Objects by path, changed by JSON Patch with its tests, as an API server does.
 #[derive(Clone, Default)]
 struct Api {
@@ -107,10 +109,11 @@ impl Gate for Leads {
     }
 }
 
-/// Opens one directory, whatever the address.
+/// Opens one directory, whatever the address, or what a test says.
 struct Local {
     cache: GitCache,
     remote: PathBuf,
+    address: Arc<Mutex<Option<(String, Credentials)>>>,
     refused: Arc<Mutex<Option<Trouble>>>,
     mirror: Arc<Mutex<Option<PathBuf>>>,
 }
@@ -126,7 +129,12 @@ impl Remotes for Local {
         let repository = |path: &Path| self.cache.repository_at(RemoteAddress::local(path).unwrap(), Credentials::None);
         let mirror = self.mirror.lock().unwrap().clone();
         let mirror = mirror.map(|path| repository(&path).map_err(Trouble::from));
-        Ok(Opened { repository: repository(&self.remote)?, mirror, signer: None })
+        let address = self.address.lock().unwrap().clone();
+        let opened = match address {
+            Some((url, credentials)) => self.cache.repository(&url, credentials),
+            None => repository(&self.remote),
+        };
+        Ok(Opened { repository: opened?, mirror, signer: None })
     }
 }
 
@@ -135,6 +143,7 @@ struct World {
     index: Arc<Index>,
     rollouts: Queue<Key>,
     controller: LedgerController<Local>,
+    address: Arc<Mutex<Option<(String, Credentials)>>>,
     refused: Arc<Mutex<Option<Trouble>>>,
     mirror: Arc<Mutex<Option<PathBuf>>>,
     directory: tempfile::TempDir,
@@ -156,13 +165,16 @@ impl World {
         let writer = Writer::new(client.clone(), Arc::clone(&index), Arc::new(Leads), Arc::new(metrics.clone()));
         let refused = Arc::new(Mutex::new(None));
         let mirror = Arc::new(Mutex::new(None));
-        let timeouts = Timeouts { push: Duration::from_secs(2), ..Timeouts::default() };
+        let address = Arc::new(Mutex::new(None));
+        let short = Duration::from_secs(2);
+        let timeouts = Timeouts { ask: short, push: short, ..Timeouts::default() };
         let rollouts = Queue::new("rollout", QueueConfig::default());
         let controller = LedgerController::new(Parts {
             writer,
             remotes: Local {
                 cache: GitCache::new(directory.path().join("cache")).unwrap().with_timeouts(timeouts),
                 remote,
+                address: Arc::clone(&address),
                 refused: Arc::clone(&refused),
                 mirror: Arc::clone(&mirror),
             },
@@ -174,7 +186,7 @@ impl World {
             metrics,
             now: Utc::now,
         });
-        let world = Self { api, index, rollouts, controller, refused, mirror, directory };
+        let world = Self { api, index, rollouts, controller, address, refused, mirror, directory };
         world.put(json!({
             "apiVersion": "sluice.dev/v1alpha1", "kind": "DeployRepo",
             "metadata": {"name": "deploy", "namespace": "sluice-system", "uid": "repo", "resourceVersion": "1", "generation": 1},
