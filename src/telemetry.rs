@@ -373,6 +373,7 @@ pub fn event_word(event: TransitionEvent) -> &'static str {
         TransitionEvent::Superseded => "Superseded",
         TransitionEvent::PlanChanged => "PlanChanged",
         TransitionEvent::Denied => "Denied",
+        TransitionEvent::Recovered => "Recovered",
     }
 }
 

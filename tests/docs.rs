@@ -46,6 +46,9 @@ fn every_reason_has_a_cause_and_a_cure() {
     let sync = ["reason:", "stalled(", "passing(", "if forbidden {", "if only_place {", "} else {", "{ .. } =>"];
     reasons.extend(quoted_after("src/controllers/deploy_repo.rs", &sync));
     reasons.extend(quoted_after("src/controllers/ledger.rs", &["reason:"]));
+    reasons.extend(quoted_after("src/controllers/credentials.rs", &["Self::Missing(_) =>", "is_transient() =>"]));
+    reasons.extend(quoted_after("src/engine/model.rs", &["AWAITED: &'static str ="]));
+    reasons.extend(quoted_after("src/forge/error.rs", &["{ .. } =>"]));
     reasons.extend(["Verdict", "DataMissing", "Deadline", "Revert", "Intervention"].map(str::to_owned));
     assert!(reasons.len() > 50, "{reasons:?}");
     let document = read("docs/reasons.md");

@@ -19,6 +19,9 @@ use mutants::Mutant;
 use run::{play, tell};
 
 const HISTORIES: u64 = 3000;
+/// Seeds beyond those that once found a fault: bases that cannot tell two percents apart, a pause while a weight goes
+/// down.
+const FOUND: [u64; 3] = [3402, 9829, 12136];
 
 /// The property that is violated first.
 fn violated(history: &History) -> Option<String> {
@@ -60,7 +63,8 @@ fn report(history: History) -> String {
 fn every_history_keeps_every_promise() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let histories = number("SLUICE_HISTORIES").unwrap_or(HISTORIES);
-    let seeds: Vec<u64> = number("SLUICE_SEED").map_or_else(|| (0..histories).collect(), |seed| vec![seed]);
+    let all = || (0..histories).chain(FOUND.into_iter().filter(|seed| *seed >= histories)).collect();
+    let seeds: Vec<u64> = number("SLUICE_SEED").map_or_else(all, |seed| vec![seed]);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let failing: Vec<History> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)

@@ -74,3 +74,10 @@ pub struct InterventionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<DateTime<Utc>>,
 }
+
+impl InterventionStatus {
+    /// The outcome of a word that was obeyed.
+    pub const APPLIED: &'static str = "Applied";
+    /// The outcome of a word that was not.
+    pub const REFUSED: &'static str = "Refused";
+}

@@ -80,6 +80,12 @@ pub struct RolloutStatus {
 }
 
 impl RolloutStatus {
+    /// Nothing says where the Rollout stands: it is new, or its status was lost or damaged.
+    pub fn has_no_position(&self) -> bool {
+        let first = self.release.as_ref().is_some_and(|release| release.state == ReleaseState::FirstDeploy);
+        self.stable_revision.is_none() && !first
+    }
+
     /// How long transitions may wait for the log before the record counts as behind.
     pub const BEHIND_AFTER: TimeDelta = TimeDelta::seconds(60);
 
@@ -385,4 +391,6 @@ pub enum TransitionEvent {
     PlanChanged,
     /// A revision that was aborted before is not rolled out.
     Denied,
+    /// The status was lost; where the Rollout stands was taken from the log, the Services and the routes.
+    Recovered,
 }

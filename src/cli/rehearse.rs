@@ -449,7 +449,9 @@ fn tone(event: TransitionEvent) -> Tone {
     match event {
         TransitionEvent::Promoted => Tone::Good,
         TransitionEvent::Aborted | TransitionEvent::Denied => Tone::Bad,
-        TransitionEvent::Paused | TransitionEvent::Held | TransitionEvent::PlanChanged => Tone::Attention,
+        TransitionEvent::Paused | TransitionEvent::Held | TransitionEvent::PlanChanged | TransitionEvent::Recovered => {
+            Tone::Attention
+        }
         _ => Tone::Strong,
     }
 }

@@ -110,7 +110,7 @@ fn event(rollout: &Identity, transition: &Transition, instance: &str) -> Event {
 /// Whether somebody should look.
 fn is_warning(event: TransitionEvent) -> bool {
     match event {
-        TransitionEvent::Aborted | TransitionEvent::Denied | TransitionEvent::Held => true,
+        TransitionEvent::Aborted | TransitionEvent::Denied | TransitionEvent::Held | TransitionEvent::Recovered => true,
         TransitionEvent::FirstDeploy
         | TransitionEvent::Started
         | TransitionEvent::StepCompleted
@@ -137,6 +137,7 @@ fn action(event: TransitionEvent) -> &'static str {
         TransitionEvent::Superseded => "Replace",
         TransitionEvent::PlanChanged => "Replan",
         TransitionEvent::Denied => "Refuse",
+        TransitionEvent::Recovered => "Recover",
     }
 }
 

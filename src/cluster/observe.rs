@@ -11,7 +11,8 @@ use super::kinds::Kind;
 use super::objects::{Key, RolloutObject, Undecodable};
 use crate::analysis::resolve::{self, Ending, Template};
 use crate::api::{
-    AnalysisReference, AnalysisTemplateSpec, Metric, ProviderKind, References, RolloutSpec, RolloutStatus, names,
+    AnalysisReference, AnalysisTemplateSpec, InterventionAction, InterventionStatus, Metric, ProviderKind, References,
+    RolloutSpec, RolloutStatus, names,
 };
 use crate::engine::{
     AnalysisState, InterventionState, LedgerState, Problem, RevisionState, RouteState, ServiceState, Snapshot,
@@ -41,13 +42,6 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
     let services = observe_services(index, rollout, &spec, &named, &mut problems);
     let routes = observe_routes(index, &key, &named, &mut problems);
     let revisions = observe_revisions(index, rollout);
-    let mut status = status;
-    if rollout.status.is_none() || rollout.status_trouble.is_some() {
-        // No status, but pods that serve: it was lost or is not ours to read. What the stable Service selects is
-        // stable; this is no first deploy.
-        let selected = named.stable_service.as_ref().and_then(|name| services.get(name)?.selects.clone());
-        status.stable_revision = selected.filter(|revision| revisions.get(revision).is_some_and(|set| set.ready > 0));
-    }
     problems.extend(analysis_problems(index, rollout, &spec));
     Ok(Snapshot {
         namespace: key.namespace.clone(),
@@ -206,15 +200,23 @@ fn observe_analyses(index: &Index, rollout: &RolloutObject) -> BTreeMap<String, 
         .collect()
 }
 
+/// The words that wait to be taken. When the status was lost, so was the memory of what was taken: an abort that
+/// was obeyed before is heard again, for it may be that nothing else tells of it.
 fn observe_interventions(index: &Index, key: &Key, status: &RolloutStatus) -> Vec<InterventionState> {
     let mut words: Vec<_> = index
         .interventions_of(key)
         .iter()
         .filter(|word| !status.taken_interventions.contains(&word.identity.uid))
-        // One that already says what became of it was taken long ago.
-        .filter(|word| word.status.as_ref().is_none_or(|status| status.outcome.is_none()))
         .filter_map(|word| {
             let spec = word.spec.as_ref().ok()?;
+            // One that already says what became of it was taken long ago.
+            let outcome = word.status.as_ref().and_then(|status| status.outcome.as_deref());
+            let again = status.has_no_position()
+                && spec.action == InterventionAction::Abort
+                && outcome == Some(InterventionStatus::APPLIED);
+            if outcome.is_some() && !again {
+                return None;
+            }
             Some(InterventionState {
                 uid: word.identity.uid.clone(),
                 name: word.identity.name.clone(),
@@ -524,19 +526,5 @@ mod tests {
         assert_eq!(ready.get("abc"), Some(&2));
         assert_eq!(ready.get("def"), Some(&1));
         assert_eq!(ready.get(""), Some(&1), "a stranger's pod is no revision's");
-    }
-
-    #[test]
-    fn a_status_that_was_lost_is_no_first_deploy() {
-        let index = whole();
-        put(
-            &index,
-            Kind::ReplicaSet,
-            json!({"metadata": {"name": "web-abc", "uid": "s", "resourceVersion": "1",
-                    "labels": {"sluice.dev/rollout": "web", "sluice.dev/revision": "abc"},
-                    "ownerReferences": [{"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "name": "web", "uid": "web", "controller": true}]},
-                "spec": {"replicas": 2, "template": {}}, "status": {"replicas": 2, "readyReplicas": 2}}),
-        );
-        assert_eq!(look(&index, "web").status.stable_revision.as_deref(), Some("abc"));
     }
 }

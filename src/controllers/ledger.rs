@@ -249,6 +249,8 @@ impl<R: Remotes> LedgerView for LedgerController<R> {
             configured: true,
             aborted: recorded.map(|recorded| recorded.aborted.clone()).unwrap_or_default(),
             last_good: last_good.and_then(|(revision, template)| Some((revision, template?))),
+            sequence: recorded.map(|recorded| recorded.sequence).unwrap_or_default(),
+            position: recorded.and_then(|recorded| recorded.status.clone()).map(Box::new),
             on_unavailable,
             granularity,
         }

@@ -11,7 +11,9 @@ use serde_json::json;
 
 use super::LedgerView;
 use super::queue::{Failure, Outcome};
-use crate::api::{Condition, ConditionStatus, Conditions, Phase, ReleaseState, RolloutStatus, TransitionEvent};
+use crate::api::{
+    Condition, ConditionStatus, Conditions, InterventionStatus, Phase, ReleaseState, RolloutStatus, TransitionEvent,
+};
 use crate::cluster::events::Events;
 use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
@@ -162,8 +164,8 @@ impl RolloutController {
             return;
         };
         let (outcome, message) = match status.refused_interventions.iter().find(|refused| refused.uid == uid) {
-            Some(refused) => ("Refused", refused.message.clone()),
-            None => ("Applied", status.message.clone()),
+            Some(refused) => (InterventionStatus::REFUSED, refused.message.clone()),
+            None => (InterventionStatus::APPLIED, status.message.clone()),
         };
         let answer = json!({"outcome": outcome, "message": message, "at": now});
         if let Err(error) = self.writer.replace_status_of(Kind::Intervention, &object.identity, answer).await {

@@ -215,13 +215,14 @@ impl View<'_> {
         if self.holds(weight) {
             return self.accepted(weight);
         }
-        if most > weight {
-            return self.lower(weight, ready_stable, most);
+        // Of the rules that do not hold it yet: in a small base a rule may hold 25 % and read as 26.
+        let rules = self.snapshot.routes.values().flat_map(|route| &route.rules);
+        let astray: Vec<i32> = rules.filter(|rule| !rule.holds(weight)).map(super::RuleState::share).collect();
+        match astray.iter().max() {
+            Some(most) if *most > weight => self.lower(weight, ready_stable, *most),
+            Some(_) if astray.iter().any(|share| *share < weight) => self.raise(weight, &canary, ready_canary),
+            _ => self.write(weight),
         }
-        if least < weight {
-            return self.raise(weight, &canary, ready_canary);
-        }
-        self.write(weight)
     }
 
     /// A Service that was never narrowed selects pods of every revision: it may be narrowed to one that can carry
@@ -243,8 +244,10 @@ impl View<'_> {
             return wait;
         }
         let floor = (weight..=100).find(|percent| share(replicas, 100 - percent) <= ready_stable).unwrap_or(100);
-        if floor < most {
-            return self.write_lower(floor);
+        if floor < most
+            && let Some(effect) = self.write_lower(floor)
+        {
+            return effect;
         }
         self.pods(&self.target.stable_service, share(replicas, 100 - weight))
     }
@@ -297,7 +300,7 @@ impl View<'_> {
 
     /// Waits until the weight has been `percent`, accepted, for the drain time.
     fn drained(&self, percent: i32) -> Option<Convergence> {
-        match self.seen.weight.as_ref().filter(|weight| weight.value == percent) {
+        match self.seen.weight.as_ref().filter(|_| self.holds(percent)) {
             None => Some(self.unaccepted(percent)),
             Some(weight) => self.since(weight.since, self.canary.drain().delta(), "connections drain"),
         }
@@ -309,11 +312,8 @@ impl View<'_> {
     }
 
     fn accepted(&self, percent: i32) -> Convergence {
-        if self.seen.weight.as_ref().is_some_and(|weight| weight.value == percent) {
-            Convergence::Reached
-        } else {
-            self.unaccepted(percent)
-        }
+        // Not by its name: where a base cannot tell two percents apart, the other one is as good.
+        if self.seen.weight.is_some() && self.holds(percent) { Convergence::Reached } else { self.unaccepted(percent) }
     }
 
     fn unaccepted(&self, percent: i32) -> Convergence {
@@ -338,12 +338,10 @@ impl View<'_> {
     }
 
     /// Only routes that say more are touched: one that says less is raised in its turn, when the pods are there.
-    fn write_lower(&self, percent: i32) -> Convergence {
+    fn write_lower(&self, percent: i32) -> Option<Convergence> {
         let above = |rule: &super::RuleState| rule.share() > percent && !rule.holds(percent);
-        match self.snapshot.routes.iter().find(|(_, route)| route.rules.iter().any(above)) {
-            Some((route, _)) => Convergence::Do(Effect::SetWeight { route: route.clone(), percent }),
-            None => self.write(percent),
-        }
+        let (route, _) = self.snapshot.routes.iter().find(|(_, route)| route.rules.iter().any(above))?;
+        Some(Convergence::Do(Effect::SetWeight { route: route.clone(), percent }))
     }
 
     fn shrink(&self) -> Convergence {

@@ -6,8 +6,9 @@
 
 use chrono::{DateTime, Utc};
 
-use super::converge::{Convergence, Target, converge, facts, share};
+use super::converge::{Convergence, Target, converge, facts, share, template};
 use super::plan::{Gate, Plan, Stage, plan};
+use super::recover::{denied, position};
 use super::{AnalysisState, Effect, InterventionState, LedgerState, Problem, Snapshot, Turn, Wait, WaitOn};
 use crate::api::{
     Abort, AbortCause, AnalysisPhase, AnalysisReference, CanaryStrategy, Condition, ConditionStatus, Conditions,
@@ -123,6 +124,11 @@ impl Decision<'_> {
         for denied in &mut self.next.denied {
             denied.left |= denied.revision != self.desired;
         }
+        if snapshot.status.has_no_position() && snapshot.ledger.sequence > snapshot.status.sequence {
+            // The numbers go on where the ledger has them, under whatever uid.
+            self.next.sequence = snapshot.ledger.sequence;
+            self.next.recorded_sequence = snapshot.ledger.sequence;
+        }
     }
 
     fn canary(&self) -> CanaryStrategy {
@@ -160,6 +166,9 @@ impl Decision<'_> {
     // === The questions in their order ===
 
     fn run(mut self) -> Turn {
+        if self.snapshot.status.has_no_position() {
+            return self.recover();
+        }
         let Some(stable) = self.stable() else { return self.first_deploy() };
         if let Some(release) = self.in_flight().cloned() {
             if let Some(cause) = self.abort_cause() {
@@ -194,10 +203,10 @@ impl Decision<'_> {
     /// Why the release in flight must stop. An abort wins every tie.
     fn abort_cause(&self) -> Option<Abort> {
         let release = self.in_flight()?;
-        let abort = |cause, message: String, actor| Some(Abort { cause, message, at: self.now, actor });
+        let abort = |cause, message: String| Some(Abort { cause, message, at: self.now, actor: None });
         if Some(&self.desired) == self.snapshot.status.stable_revision.as_ref() {
             let message = format!("git asks for {} again, which is the stable revision", self.desired);
-            return abort(AbortCause::Revert, message, None);
+            return abort(AbortCause::Revert, message);
         }
         let word = self.snapshot.interventions.iter().find(|word| {
             word.action == InterventionAction::Abort
@@ -205,24 +214,25 @@ impl Decision<'_> {
                 && word.attempt.is_none_or(|attempt| attempt == release.attempt)
         });
         if let Some(word) = word {
-            let reason = if word.reason.is_empty() { "no reason given" } else { &word.reason };
-            return abort(
-                AbortCause::Intervention,
-                format!("aborted by {}: {reason}", word.actor),
-                Some(word.actor.clone()),
-            );
+            return Some(self.abort_by(word));
         }
         if release.promote_full || release.rollback {
-            return self.deadline(release).and_then(|message| abort(AbortCause::Deadline, message, None));
+            return self.deadline(release).and_then(|message| abort(AbortCause::Deadline, message));
         }
         for (_, run) in self.runs(release) {
             match run.phase {
-                AnalysisPhase::Failed => return abort(AbortCause::Verdict, run.message.clone(), None),
-                AnalysisPhase::Unavailable => return abort(AbortCause::DataMissing, run.message.clone(), None),
+                AnalysisPhase::Failed => return abort(AbortCause::Verdict, run.message.clone()),
+                AnalysisPhase::Unavailable => return abort(AbortCause::DataMissing, run.message.clone()),
                 _ => {}
             }
         }
-        self.deadline(release).and_then(|message| abort(AbortCause::Deadline, message, None))
+        self.deadline(release).and_then(|message| abort(AbortCause::Deadline, message))
+    }
+
+    fn abort_by(&self, word: &InterventionState) -> Abort {
+        let reason = if word.reason.is_empty() { "no reason given" } else { &word.reason };
+        let message = format!("aborted by {}: {reason}", word.actor);
+        Abort { cause: AbortCause::Intervention, message, at: self.now, actor: Some(word.actor.clone()) }
     }
 
     /// The AnalysisRuns of this attempt that still count: the background, and the present step.
@@ -274,55 +284,170 @@ impl Decision<'_> {
         release.stage_started_at?.min(self.now).checked_add_signed(allowed)
     }
 
+    // === Without a position ===
+
+    /// Nothing says where the Rollout stands: it is new, or its status was lost.
+    fn recover(mut self) -> Turn {
+        if self.snapshot.ledger.configured && !self.snapshot.ledger.read {
+            return self.read_ledger();
+        }
+        self.next.denied = denied(self.snapshot, self.now);
+        let surplus = self.next.denied.len().saturating_sub(REMEMBERED);
+        self.next.denied.drain(..surplus);
+        if let Some(recorded) = self.snapshot.ledger.position.as_deref() {
+            self.next.promoted_revisions.clone_from(&recorded.promoted_revisions);
+            self.next.paused_by.clone_from(&recorded.paused_by);
+        }
+        let Some(found) = position(self.snapshot, &self.plan) else { return self.first_deploy() };
+        let recorded = self.snapshot.ledger.position.as_deref();
+        self.next.promoted_at =
+            recorded.filter(|recorded| recorded.stable_revision == found.stable).and_then(|it| it.promoted_at);
+        self.next.stable_revision.clone_from(&found.stable);
+        self.next.release = found.release.clone().map(|mut release| {
+            release.started_at = release.started_at.or(Some(self.now));
+            self.reset_stage(&mut release);
+            release
+        });
+        // What people said was forgotten with the status. What would go forward must be said again.
+        for word in &self.snapshot.interventions {
+            if !matches!(word.action, InterventionAction::Abort | InterventionAction::Pause) {
+                self.next.taken_interventions.push(word.uid.clone());
+                let message =
+                    "the status was lost before it was heard; look where the rollout stands, and say it again";
+                let refused = RefusedIntervention { uid: word.uid.clone(), message: message.to_owned() };
+                self.next.refused_interventions.push(refused);
+            }
+        }
+        let stable = found.stable.as_deref().unwrap_or("none");
+        let flight = match &self.next.release {
+            Some(release) if release.state == ReleaseState::Aborted => format!("{} was aborted", release.revision),
+            Some(release) => format!(
+                "{} goes on at stage {} of {}, attempt {}",
+                release.revision,
+                release.stage.saturating_add(1),
+                self.plan.len(),
+                release.attempt
+            ),
+            None => "nothing is in flight".to_owned(),
+        };
+        let message = format!("the status was lost; by {} {stable} is stable, and {flight}", found.witnesses);
+        let weight = self.weight();
+        let release = self.next.release.clone();
+        let stage = release.as_ref().map_or(0, |release| release.stage);
+        let leads_to = release.as_ref().filter(|release| release.state == ReleaseState::Stepping);
+        let leads_to = leads_to.and_then(|release| self.plan.stage(release.stage)).map_or(0, |stage| stage.weight);
+        let about = release.map_or_else(|| stable.to_owned(), |release| release.revision);
+        self.push(TransitionEvent::Recovered, &about, stage, (weight, leads_to), "StatusLost", message.clone(), None);
+        self.stable_is(found.stable.as_ref());
+        if let Some(stable) = found.stable.as_ref().filter(|_| found.promotion_unrecorded) {
+            let message = format!("revision {stable} is stable by the stable Service; its promotion was not recorded");
+            self.push(TransitionEvent::Promoted, stable, stage, (weight, leads_to), "StatusLost", message, None);
+            let before = self.snapshot.ledger.last_good.as_ref().map(|(revision, _)| revision.clone());
+            self.stable_is(before.as_ref());
+        }
+        self.describe(Phase::Progressing, "StatusLost", &message);
+        // An abort may have been taken and lost with the status: what was said since the release began is heard again.
+        let flies = |release: &&Release| matches!(release.state, ReleaseState::Stepping | ReleaseState::Promoting);
+        let release = self.next.release.as_ref().filter(flies).cloned();
+        let word = release.as_ref().and_then(|release| {
+            let began = found.release.as_ref().and_then(|found| found.started_at);
+            self.snapshot.interventions.iter().find(|word| {
+                word.action == InterventionAction::Abort
+                    && word.revision == release.revision
+                    && began.is_none_or(|began| word.created_at >= began)
+            })
+        });
+        match (release, word) {
+            (Some(release), Some(word)) => {
+                let abort = self.abort_by(word);
+                self.abort(release, abort)
+            }
+            _ => self.advance(),
+        }
+    }
+
+    /// The last transition says what was stable before it.
+    fn stable_is(&mut self, stable: Option<&String>) {
+        if let Some(transition) = self.next.pending_log.last_mut() {
+            transition.revision_from = stable.cloned();
+        }
+    }
+
+    /// Until the ledger is read nothing is known well enough to be recorded. What lives stays as it is; but traffic
+    /// leaves what cannot serve, and an abort or a revert is obeyed.
+    fn read_ledger(mut self) -> Turn {
+        let living = self.snapshot.revisions.iter().filter(|(_, state)| state.replicas > 0);
+        let sizes: std::collections::BTreeMap<String, i32> =
+            living.map(|(revision, state)| (revision.clone(), state.replicas)).collect();
+        let message = match sizes.is_empty() {
+            true => "the ledger is read before the first version is started",
+            false => "the status was lost; the ledger is read before anything goes on",
+        };
+        self.describe(Phase::Pending, "ReadingLedger", message);
+        let wait = wait_for(WaitOn::Ledger, None, message);
+        let references = self.snapshot.spec.references();
+        let stable = references.stable_service.and_then(|name| self.snapshot.services.get(&name)?.selects.clone());
+        let Some(stable) = stable.filter(|stable| sizes.contains_key(stable)) else {
+            return self.conclude(Convergence::Hold(wait));
+        };
+        let abort = |word: &InterventionState| word.action == InterventionAction::Abort;
+        let back = stable == self.desired || self.snapshot.interventions.iter().any(abort);
+        let weight = if back { 0 } else { self.written() };
+        let target = Target { sizes, stable_service: stable, canary_service: None, weight, only_lower: true };
+        let convergence = match converge(self.snapshot, &target, &self.next.seen, self.now) {
+            Convergence::Hold(held) => Convergence::Hold(Wait { until: held.until, ..wait }),
+            convergence => or_wait(convergence, wait),
+        };
+        self.conclude(convergence)
+    }
+
     // === The first version ===
 
-    fn first_deploy(mut self) -> Turn {
-        if self.snapshot.ledger.configured && !self.snapshot.ledger.read {
-            self.describe(Phase::Pending, "ReadingLedger", "the ledger is read before the first version is started");
-            return self.conclude(Convergence::Hold(wait_for(WaitOn::Ledger, None, "the ledger is being read")));
-        }
-        if let Some(word) = self.snapshot.interventions.first().cloned()
-            && word.action != InterventionAction::Retry
-        {
-            return self.take(&word);
-        }
-        let denied = self.denial(&self.desired.clone());
-        if let Some(reason) = denied {
-            if let Some(word) = self.snapshot.interventions.first().cloned() {
-                return self.take(&word);
-            }
-            return self.deny_first(&reason);
-        }
-        if let Some(word) = self.snapshot.interventions.first().cloned() {
-            return self.take(&word);
+    fn first_deploy(self) -> Turn {
+        if let Some(word) = self.snapshot.interventions.first() {
+            return self.take(word);
         }
         let desired = self.desired.clone();
-        self.deploy(&desired)
+        let begun = self.snapshot.status.release.clone();
+        if let Some(good) = begun.as_ref().filter(|release| release.rollback).map(|release| release.revision.clone())
+            && template(self.snapshot, &good).is_some()
+        {
+            return self.deploy(&good);
+        }
+        if let Some(reason) = self.denial(&desired) {
+            return self.deny_first(&reason);
+        }
+        match self.last_good() {
+            // The ledger knows what was good: that comes up, and what git asks for follows by its steps.
+            Some(good) if begun.is_none() => self.deploy(&good),
+            _ => self.deploy(&desired),
+        }
+    }
+
+    /// The last good revision in the ledger, if pods of it can be made for this spec.
+    fn last_good(&self) -> Option<String> {
+        let (revision, template) = self.snapshot.ledger.last_good.as_ref()?;
+        let labels: std::collections::BTreeMap<&str, &str> = template.labels().collect();
+        let mut selector = self.snapshot.spec.selector.match_labels.iter();
+        let fits = selector.all(|(key, value)| labels.get(key.as_str()) == Some(&value.as_str()));
+        fits.then(|| revision.clone())
     }
 
     /// Git asks for what was aborted before: the last good revision is deployed instead, or nothing.
     fn deny_first(mut self, reason: &str) -> Turn {
         let desired = self.desired.clone();
-        let good = self.snapshot.ledger.last_good.as_ref().map(|(revision, _)| revision.clone());
+        let good = self.last_good().filter(|good| *good != desired);
         if !self.snapshot.status.denied.iter().any(|denied| denied.revision == desired) {
             let instead =
                 good.as_ref().map_or_else(|| "nothing".to_owned(), |good| format!("{good}, the last good one,"));
             let message = format!("revision {desired} was aborted before ({reason}); {instead} is deployed instead");
-            self.next.denied.push(Denied {
-                revision: desired.clone(),
-                aborts: 1,
-                message: reason.to_owned(),
-                at: self.now,
-                source_commit: self.snapshot.source_commit.clone(),
-                left: false,
-            });
             self.push(TransitionEvent::Denied, &desired, 0, (0, 0), "Denied", message, None);
             self.describe_denied(reason);
             return self.advance();
         }
         match good {
-            Some(good) if good != desired => self.deploy(&good),
-            _ => {
+            Some(good) => self.deploy(&good),
+            None => {
                 self.describe_denied(reason);
                 self.conclude(Convergence::Hold(wait_for(WaitOn::Person, None, "revision was aborted before")))
             }
@@ -330,14 +455,30 @@ impl Decision<'_> {
     }
 
     fn deploy(mut self, revision: &str) -> Turn {
+        let instead = (revision != self.desired).then(|| {
+            let desired = &self.desired;
+            match self.denial(desired) {
+                Some(_) => {
+                    format!("revision {revision}, the last good one in the log, comes up; {desired} was aborted")
+                }
+                None => format!(
+                    "revision {revision}, the last good one in the log, comes up first; {desired} follows by its steps"
+                ),
+            }
+        });
+        let said = instead.clone().unwrap_or_else(|| "the first version is being started".to_owned());
         let release = match &self.snapshot.status.release {
             Some(release) if release.revision == revision => release.clone(),
             _ => {
-                let release = self.release(revision, ReleaseState::FirstDeploy, 1);
+                let mut release = self.release(revision, ReleaseState::FirstDeploy, 1);
+                release.rollback = instead.is_some();
                 self.next.release = Some(release);
-                let message = format!("the first version, revision {revision}, goes to full size");
-                self.push(TransitionEvent::FirstDeploy, revision, 0, (0, 0), "FirstDeploy", message, None);
-                self.describe(Phase::Pending, "FirstDeploy", "the first version is being started");
+                let (reason, message) = match instead {
+                    Some(message) => ("LastGood", message),
+                    None => ("FirstDeploy", format!("the first version, revision {revision}, goes to full size")),
+                };
+                self.push(TransitionEvent::FirstDeploy, revision, 0, (0, 0), reason, message, None);
+                self.describe(Phase::Pending, "FirstDeploy", &said);
                 return self.advance();
             }
         };
@@ -353,16 +494,21 @@ impl Decision<'_> {
         match convergence {
             Convergence::Reached if ready >= self.replicas() => self.promoted(release),
             Convergence::Reached => {
-                self.describe(Phase::Pending, "FirstDeploy", "the first version is being started");
+                self.describe(Phase::Pending, "FirstDeploy", &said);
                 self.conclude(Convergence::Hold(wait_for(WaitOn::Pods, None, "the first version's pods become ready")))
             }
             convergence => {
                 let late = self.deadline_at(&release).is_some_and(|until| until <= self.now);
                 if late {
-                    let message = "the first version did not become ready in time; mend it, or wait";
-                    self.describe(Phase::Stalled, "ProgressDeadlineExceeded", message);
+                    let message = match said == "the first version is being started" {
+                        true => "the first version did not become ready in time; mend it, or wait".to_owned(),
+                        false => format!(
+                            "{said}; it did not become ready in time: mend it, wait, or retry what git asks for"
+                        ),
+                    };
+                    self.describe(Phase::Stalled, "ProgressDeadlineExceeded", &message);
                 } else {
-                    self.describe(Phase::Pending, "FirstDeploy", "the first version is being started");
+                    self.describe(Phase::Pending, "FirstDeploy", &said);
                 }
                 let until = (!late).then(|| self.deadline_at(&release)).flatten();
                 self.conclude_by(convergence, until)
@@ -523,6 +669,10 @@ impl Decision<'_> {
         let mut release = self.release(&desired, ReleaseState::Stepping, attempt);
         let mut reason = reason.to_owned();
         let mut message = format!("revision {desired} begins, attempt {attempt}");
+        if aborts > 0 && actor.is_none() {
+            reason = "Consent".to_owned();
+            message = format!("{message}: it was aborted before, and git asks for it again");
+        }
         if self.next.promoted_revisions.contains(&desired) && first {
             release.rollback = true;
             release.stage = self.plan.len().saturating_sub(1);
@@ -582,11 +732,11 @@ impl Decision<'_> {
             return self.advance();
         }
         if held && release.reached_at.is_none() {
-            // No step: what was reached before is kept.
+            // No step: what was reached before is kept, and what has gone down already stays down.
             let before = release.stage.checked_sub(1).and_then(|index| self.plan.stage(index));
-            weight = before.map_or(0, |before| before.weight).min(weight.max(self.weight()));
+            weight = before.map_or(0, |before| before.weight).min(weight.max(self.written()));
             if release.held_for.is_some() {
-                weight = self.weight().min(stage.weight.max(self.weight()));
+                weight = self.weight();
             }
         }
         let target = self.target(&release.revision, stable, weight);
@@ -1372,7 +1522,10 @@ impl Decision<'_> {
             return Err((Box::new(self), "it is being tried already".to_owned()));
         }
         let attempt = aborted.map_or(1, |release| release.attempt.saturating_add(1));
-        if aborted.is_none() && self.denial(&desired).is_none() {
+        // The last good revision comes up instead, and maybe never does.
+        let instead = self.snapshot.status.release.as_ref();
+        let instead = instead.is_some_and(|it| it.state == ReleaseState::FirstDeploy && it.revision != desired);
+        if aborted.is_none() && !instead && self.denial(&desired).is_none() {
             return Err((Box::new(self), "it was not aborted: there is nothing to retry".to_owned()));
         }
         if Some(&desired) == self.snapshot.status.stable_revision.as_ref() {
@@ -1410,6 +1563,12 @@ impl Decision<'_> {
 
     fn weight(&self) -> i32 {
         self.next.weight.unwrap_or(0)
+    }
+
+    /// The most that the canary has in any rule, as written, accepted or not.
+    fn written(&self) -> i32 {
+        let rules = self.snapshot.routes.values().flat_map(|route| &route.rules);
+        rules.map(super::RuleState::share).max().unwrap_or(0)
     }
 
     fn hold(&self, reason: &str, message: &str) -> Hold {

@@ -9,5 +9,6 @@ pub mod converge;
 pub mod decide;
 mod model;
 pub mod plan;
+mod recover;
 
 pub use model::*;

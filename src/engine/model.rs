@@ -186,6 +186,10 @@ pub struct LedgerState {
     pub aborted: BTreeMap<String, String>,
     /// The last revision that was promoted in it, with its template.
     pub last_good: Option<(String, PodTemplate)>,
+    /// The number of the last transition it has of a Rollout of this name; 0 when it has none.
+    pub sequence: i64,
+    /// Where that Rollout stood after it.
+    pub position: Option<Box<RolloutStatus>>,
     /// What a rollout does while its transitions cannot be recorded.
     pub on_unavailable: OnAuditUnavailable,
     /// Which transitions it takes at once; the others are not behind while they wait for company.

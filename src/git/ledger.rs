@@ -22,7 +22,7 @@ use super::import::{Import, NewCommit, seconds};
 use super::ledger_entry::{LedgerEntry, Rendered, SCHEMA, StateFile, overview, state_path};
 use super::signing::Signer;
 use super::source::{read_objects, tree_line};
-use crate::api::{Epochs, PodTemplate};
+use crate::api::{Epochs, PodTemplate, RolloutStatus};
 
 /// What one ledger holds is read into memory whole; more than this is refused.
 const LARGEST_TREE: usize = 64 * 1024 * 1024;
@@ -107,6 +107,8 @@ pub struct RecordedRollout {
     pub aborted: BTreeMap<String, String>,
     /// The last revision that was promoted, with its template if that was recorded.
     pub last_good: Option<(String, Option<PodTemplate>)>,
+    /// Its state after that transition, without the outbox and what is observed; none when it was too large to record.
+    pub status: Option<RolloutStatus>,
 }
 
 #[derive(Default)]
@@ -279,6 +281,7 @@ impl Ledger {
                     sequence: state.sequence,
                     aborted: BTreeMap::new(),
                     last_good: good.map(|good| (good.revision.clone(), None)),
+                    status: serde_json::from_value(state.status.clone()).ok(),
                 },
             );
         }

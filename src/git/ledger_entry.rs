@@ -161,7 +161,8 @@ impl LedgerEntry {
                 files.insert(denied_path, Some(document(&denial)));
                 denies = Some((transition.revision_to.clone(), transition.message.clone()));
             }
-            TransitionEvent::Promoted => {
+            // What begins had consent, and what is promoted had it: it is not held back any more.
+            TransitionEvent::FirstDeploy | TransitionEvent::Started | TransitionEvent::Promoted => {
                 files.insert(denied_path, None);
                 lifts = Some(transition.revision_to.clone());
             }

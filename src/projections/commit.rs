@@ -68,6 +68,7 @@ pub(super) fn commit_state(event: &Event) -> State {
         | TransitionEvent::Held
         | TransitionEvent::Promoting
         | TransitionEvent::PlanChanged
+        | TransitionEvent::Recovered
         // The commit is the one that takes the other's place, and its own beginning follows.
         | TransitionEvent::Superseded => State::Pending,
     }

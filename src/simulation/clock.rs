@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::objects::{AfterHold, AnalysisRun, Answer, Pod, Write, Written};
 use super::world::World;
-use crate::api::{AnalysisPhase, ReleaseState, RolloutSpec};
+use crate::api::{AnalysisPhase, ReleaseState, RolloutSpec, RolloutStatus};
 use crate::engine::InterventionState;
 
 impl World {
@@ -175,6 +175,13 @@ impl World {
             set.pods.truncate(kept);
             self.outside(format!("{number} pods of {revision} die"));
         }
+    }
+
+    /// The status is gone: deleted, or damaged beyond reading.
+    pub fn lose_status(&mut self) {
+        self.status = RolloutStatus::default();
+        self.status_version += 1;
+        self.outside("the status is lost".to_owned());
     }
 
     /// Somebody writes weights into a route by hand.

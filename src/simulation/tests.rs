@@ -6,6 +6,8 @@ use crate::api::{Phase, PodTemplate, RolloutSpec, TransitionEvent as Event};
 use crate::engine::{InterventionState, WaitOn};
 
 mod audit;
+mod going_back;
+mod recover;
 
 fn start() -> DateTime<Utc> {
     "2026-01-01T00:00:00Z".parse().unwrap()

@@ -374,11 +374,16 @@ impl World {
         for transition in std::mem::take(&mut self.status.pending_log) {
             self.record(transition);
         }
+        if self.ledger.configured {
+            self.ledger.sequence = self.ledger.sequence.max(self.status.recorded_sequence);
+            self.ledger.position = Some(Box::new(self.status.clone()));
+        }
     }
 
     fn record(&mut self, transition: Transition) {
         let revision = transition.revision_to.clone();
         match transition.event {
+            _ if !self.ledger.configured => {}
             TransitionEvent::Aborted if transition.reason != "Revert" => {
                 self.ledger.aborted.insert(revision, transition.message.clone());
             }
@@ -387,6 +392,10 @@ impl World {
                 if let Some(set) = self.replica_sets.get(&revision) {
                     self.ledger.last_good = Some((revision, set.template.clone()));
                 }
+            }
+            // Whatever begins had consent: it is not denied any more.
+            TransitionEvent::Started | TransitionEvent::FirstDeploy => {
+                self.ledger.aborted.remove(&revision);
             }
             _ => {}
         }

@@ -46,6 +46,7 @@ pub enum Event {
     Tie,
     Answer(Answer),
     Epoch,
+    LoseStatus,
 }
 
 #[derive(Clone, Debug)]
@@ -55,6 +56,8 @@ pub struct History {
     pub bases: Vec<i32>,
     pub after_hold: AfterHold,
     pub endpoint_delay: i64,
+    /// Whether there is a ledger.
+    pub recorded: bool,
     /// Each with the milliseconds that pass before it.
     pub events: Vec<(i64, Event)>,
 }
@@ -117,12 +120,13 @@ impl History {
         let bases = (0..routes).map(|_| random.of(&[100, 100, 100, 90, 10])).collect();
         let after_hold = random.of(&[AfterHold::Pause, AfterHold::Abort]);
         let endpoint_delay = random.of(&[0, 100, 1500]);
+        let recorded = random.chance(75);
         let mut events = vec![(2000, Event::Template(2))];
         for _ in 0..random.below(12) {
             let before = random.of(&[0, 100, 700, 2500, 4000, 9000, 15_000, 40_000]);
             events.push((before, event(&mut random)));
         }
-        Self { seed, spec, bases, after_hold, endpoint_delay, events }
+        Self { seed, spec, bases, after_hold, endpoint_delay, recorded, events }
     }
 
     pub fn world(&self) -> World {
@@ -130,6 +134,7 @@ impl History {
         for (route, base) in world.routes.values_mut().zip(&self.bases) {
             route.rules = vec![RuleState { base: *base, stable: *base, canary: 0 }];
         }
+        world.ledger.configured = self.recorded;
         world.knobs.interval = TimeDelta::seconds(5);
         world.knobs.hold = TimeDelta::seconds(20);
         world.knobs.after_hold = self.after_hold;
@@ -156,6 +161,7 @@ fn event(random: &mut Random) -> Event {
         85..96 => {
             Event::Answer(random.of(&[Answer::Pass, Answer::Pass, Answer::Fail, Answer::NoData, Answer::Inconclusive]))
         }
+        96..98 => Event::LoseStatus,
         _ => Event::Epoch,
     }
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sluice::api::{AnalysisPhase, InterventionAction, ReleaseState, TransitionEvent};
 use sluice::engine::decide::decide;
 use sluice::engine::plan::plan;
-use sluice::engine::{Effect, Snapshot, Turn, WaitOn};
+use sluice::engine::{Effect, LedgerState, Snapshot, Turn, WaitOn};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
@@ -26,10 +26,11 @@ pub enum Mutant {
     SkipStage,
     LostTransition,
     WriteAtRest,
+    LostStatusIsFirstDeploy,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::RaiseBeforeReady,
         Self::ShrinkBeforeRoute,
         Self::SkipSettle,
@@ -46,6 +47,7 @@ impl Mutant {
         Self::SkipStage,
         Self::LostTransition,
         Self::WriteAtRest,
+        Self::LostStatusIsFirstDeploy,
     ];
 
     pub fn decide(self, snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
@@ -93,6 +95,13 @@ impl Mutant {
                     for run in snapshot.analyses.values_mut() {
                         run.phase = AnalysisPhase::Running;
                     }
+                }
+            }
+            Self::LostStatusIsFirstDeploy if snapshot.status.has_no_position() => {
+                snapshot.revisions.clear();
+                snapshot.ledger = LedgerState { read: true, ..LedgerState::default() };
+                for service in snapshot.services.values_mut() {
+                    service.selects = None;
                 }
             }
             _ => {}

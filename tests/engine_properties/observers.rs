@@ -23,6 +23,8 @@ pub struct Observers {
     /// The release that is open: (revision, since, stage, stage since).
     open: Option<Open>,
     absorbed: bool,
+    /// Something was promoted before: what lives is not new.
+    deployed: bool,
 }
 
 struct Open {
@@ -227,6 +229,14 @@ impl Observers {
         }
     }
 
+    /// The status is gone, and without a ledger so is all that only it knew.
+    pub fn status_lost(&mut self, world: &World) {
+        if !world.ledger.configured {
+            self.sequence = 0;
+            self.absorbed = false;
+        }
+    }
+
     pub fn status(&mut self, before: &World, status: &RolloutStatus, after: &World) {
         if status.epoch < self.epoch {
             self.fail(before, "S10", format!("epoch {} after {}", status.epoch, self.epoch));
@@ -239,10 +249,18 @@ impl Observers {
                 self.fail(before, "S8", format!("transition {} after {}", transition.sequence, self.sequence));
             }
             self.sequence = transition.sequence;
-            if asked && transition.event != TransitionEvent::Aborted {
+            let lost = transition.reason == "StatusLost";
+            if asked && transition.event != TransitionEvent::Aborted && !lost {
                 self.fail(before, "S7", format!("{:?} although somebody asks for an abort", transition.event));
             }
             self.transition(before, transition);
+        }
+        if new.iter().any(|transition| transition.event == TransitionEvent::Recovered) {
+            let release = after.status.release.as_ref();
+            self.absorbed = release.is_some_and(|release| release.state == ReleaseState::Aborted);
+            if let Some(open) = self.open.as_mut().filter(|_| after.in_flight().is_none()) {
+                open.ended = true;
+            }
         }
         if status.sequence != self.sequence {
             self.fail(before, "S8", format!("the status counts {}, not {}", status.sequence, self.sequence));
@@ -297,7 +315,22 @@ impl Observers {
                 open.stage_since = world.now;
                 self.open = Some(open);
             }
+            TransitionEvent::Recovered => {
+                self.open = Some(Open {
+                    revision: transition.revision_to.clone(),
+                    since: world.now,
+                    stage,
+                    stage_since: world.now,
+                    ended: false,
+                });
+            }
+            TransitionEvent::FirstDeploy if self.deployed => {
+                self.fail(world, "S6", "a first deploy beside what was deployed long ago");
+            }
+            // Found, not done.
+            TransitionEvent::Promoted if transition.reason == "StatusLost" => self.deployed = true,
             TransitionEvent::Promoted | TransitionEvent::Aborted | TransitionEvent::Superseded => {
+                self.deployed |= transition.event == TransitionEvent::Promoted;
                 self.absorbed = transition.event == TransitionEvent::Aborted;
                 match &mut self.open {
                     Some(open) if !open.ended && open.revision == transition.revision_to => open.ended = true,

@@ -109,6 +109,10 @@ impl Run {
                 world.scripts.push(sluice::simulation::Script { from: now, from_stage: 0, answer });
             }
             Event::Epoch => world.epoch += 1,
+            Event::LoseStatus => {
+                world.lose_status();
+                self.observers.status_lost(world);
+            }
         }
         self.observers.look(&self.world);
     }

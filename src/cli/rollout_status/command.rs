@@ -14,7 +14,7 @@ use super::render::{self, Columns};
 use super::until::{End, Until, Watchman};
 use super::verbs::{Nothing, Verb, word};
 use super::view::{API_VERSION, View};
-use crate::api::{Duration, ReleaseState};
+use crate::api::{Duration, InterventionStatus, ReleaseState};
 use crate::cli::fetch::{self, Client, Connection, FetchError, Lens};
 use crate::cli::terminal::{Line, Terminal, Tone};
 use crate::cli::{Exit, completion};
@@ -500,7 +500,7 @@ async fn say(connection: &Connection, verb: Verb, speech: &Speech) -> Result<Exi
     let intervention = fetch::intervene(&client, &facts.rollout.identity, action, spec).await?;
     let outcome = fetch::outcome(&client, &key.namespace, &intervention, speech.wait.std()).await?;
     match outcome {
-        Some(status) if status.outcome.as_deref() == Some("Applied") => {
+        Some(status) if status.outcome.as_deref() == Some(InterventionStatus::APPLIED) => {
             let message = status.message.filter(|message| !message.is_empty()).unwrap_or(word.meaning);
             print(&format!(
                 "rollout.sluice.dev/{} {action}: applied, by {actor} ({intervention}): {message}\n",
