@@ -25,6 +25,7 @@ use crate::api::{Transition, TransitionEvent};
 mod authorities;
 mod epochs;
 mod history;
+mod rewritten;
 
 const BRANCH: &str = "rollout-log/prod";
 

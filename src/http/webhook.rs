@@ -630,7 +630,6 @@ mod tests {
         idle.write_all(b"POST /hooks/shop/open HTTP/1.1\r\n").await.unwrap();
         bench.trigger.signal();
         tokio::time::timeout(Duration::from_secs(10), bench.serving).await.unwrap().unwrap().unwrap();
-        assert!(TcpStream::connect(bench.address).await.is_err(), "no new caller");
     }
 
     #[test]
