@@ -22,7 +22,7 @@ use tracing_subscriber::filter::{EnvFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::api::{Phase, TransitionEvent};
+use crate::api::{Phase, ProjectionKind, TransitionEvent};
 
 /// What can go wrong when the process sets itself up.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +87,17 @@ impl Success {
     }
 }
 
+/// What became of one entry of a log that somebody was to be told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It was taken.
+    Told,
+    /// It was not, and is told again.
+    Failed,
+    /// It was refused for so long that it is not told any more.
+    GivenUp,
+}
+
 /// The operator's metrics. Cheap to clone; all clones count together.
 #[derive(Clone)]
 pub struct Metrics(Arc<Instruments>);
@@ -113,6 +124,7 @@ struct Instruments {
     first_shift: Histogram,
     events_dropped: Counter,
     webhooks: Family<Labels<1>, Counter>,
+    deliveries: Family<Labels<2>, Counter>,
 }
 
 impl fmt::Debug for Metrics {
@@ -166,6 +178,7 @@ impl Metrics {
         let first_shift = wait_histogram();
         let events_dropped = Counter::default();
         let webhooks = Family::<Labels<1>, Counter>::default();
+        let deliveries = Family::<Labels<2>, Counter>::default();
 
         registry.register("rollouts", "Rollouts by phase", rollouts.clone());
         registry.register("transitions", "Transitions by event", transitions.clone());
@@ -194,6 +207,7 @@ impl Metrics {
         );
         registry.register("events_dropped", "Kubernetes events that could not be sent", events_dropped.clone());
         registry.register("webhooks", "Calls to the webhook receiver", webhooks.clone());
+        registry.register("deliveries", "Entries of logs that others were told of", deliveries.clone());
 
         let metrics = Metrics(Arc::new(Instruments {
             registry,
@@ -217,6 +231,7 @@ impl Metrics {
             first_shift,
             events_dropped,
             webhooks,
+            deliveries,
         }));
         metrics.set_rollouts([]);
         metrics
@@ -315,6 +330,24 @@ impl Metrics {
     /// The webhook receiver answered: `accepted`, `refused`, `limited`, `invalid`, `unavailable`.
     pub fn webhook(&self, result: &'static str) {
         self.0.webhooks.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// Somebody was told of an entry of a log, or was to be.
+    pub fn delivery(&self, to: ProjectionKind, result: Delivery) {
+        let to = match to {
+            ProjectionKind::CommitStatus => "commitStatus",
+            ProjectionKind::Deployment => "deployment",
+            ProjectionKind::CloudEvents => "cloudEvents",
+            ProjectionKind::Webhook => "webhook",
+            ProjectionKind::Slack => "slack",
+            ProjectionKind::Teams => "teams",
+        };
+        let result = match result {
+            Delivery::Told => "ok",
+            Delivery::Failed => "error",
+            Delivery::GivenUp => "given-up",
+        };
+        self.0.deliveries.get_or_create(&[("to", to), ("result", result)]).inc();
     }
 
     /// Everything, as OpenMetrics text.

@@ -396,7 +396,7 @@ pub struct InventoryEntry {
 pub struct ProjectionStatus {
     /// Its name in the spec.
     pub name: String,
-    /// The last commit of the log that was told.
+    /// The last commit of the log that was told, or passed over; empty when the log was empty.
     pub commit: String,
     /// Since when telling the next one fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -404,4 +404,11 @@ pub struct ProjectionStatus {
     /// Why it fails, without a word of what the other side answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+impl ProjectionStatus {
+    /// Told up to this commit of the log.
+    pub fn at(name: &str, commit: String) -> Self {
+        Self { name: name.to_owned(), commit, failing_since: None, message: None }
+    }
 }

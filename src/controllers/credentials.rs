@@ -219,7 +219,8 @@ impl NamedSecret {
         CredentialsError::Missing(format!("{}: {what}", self.field))
     }
 
-    fn authorities(&self) -> Result<Option<String>, CredentialsError> {
+    /// The authorities to believe, if it names any.
+    pub(super) fn authorities(&self) -> Result<Option<String>, CredentialsError> {
         self.has("ca.crt").then(|| self.value("ca.crt")).transpose()
     }
 

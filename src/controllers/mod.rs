@@ -7,6 +7,7 @@ pub mod ledger;
 pub mod manifests;
 pub mod operator;
 pub mod plan_text;
+pub mod projections;
 pub mod queue;
 pub mod rollout;
 pub mod sync_plan;

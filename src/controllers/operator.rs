@@ -19,6 +19,7 @@ use super::analysis::AnalysisController;
 use super::credentials::Secrets;
 use super::deploy_repo::{self, DeployRepos, SyncTrigger};
 use super::ledger::{self, LedgerController, LedgerKey, SecretRemotes};
+use super::projections::{self, ProjectionController};
 use super::queue::{self, Queue, QueueConfig};
 use super::rollout::RolloutController;
 use crate::api::names;
@@ -102,9 +103,21 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     let repo_applier = Arc::new(applier());
     let secrets = Secrets::new(Arc::clone(&repo_applier));
     let analyses = AnalysisController::new(writer.clone(), applier(), args.namespace.clone(), metrics.clone());
+    let tellings = Queue::new("projection", projections::queue_config());
+    let projections = Arc::new(ProjectionController::new(projections::Parts {
+        writer: writer.clone(),
+        secrets: secrets.clone(),
+        entries: cache.clone(),
+        cluster: args.cluster_name.clone(),
+        operator_namespace: args.namespace.clone(),
+        queue: tellings.clone(),
+        metrics: metrics.clone(),
+        now,
+    }));
     let observer = Arc::new(Wiring {
         rollouts: rollouts.clone(),
         syncs: syncs.clone(),
+        projections: Arc::clone(&projections),
         analyses: analyses.clone(),
         index: Arc::clone(&index),
         trigger: trigger.clone(),
@@ -180,6 +193,14 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
             shutdown.clone(),
         ))
     };
+    let telling = {
+        let projections = Arc::clone(&projections);
+        let turn = move |key| {
+            let projections = Arc::clone(&projections);
+            async move { projections.turn(key).await }
+        };
+        tokio::spawn(queue::run(tellings, turn, metrics.clone(), shutdown.clone()))
+    };
     let syncing = {
         let (readiness, leadership, ledger) = (readiness.clone(), leadership.clone(), Arc::clone(&ledger));
         tokio::spawn(queue::run(
@@ -188,6 +209,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
                 let (repos, ready, leads) = (Arc::clone(&repos), readiness.is_ready(), leadership.is_leader());
                 if leads {
                     ledger.look_at(&key);
+                    projections.look_at(&key);
                 }
                 async move {
                     match (leads, ready) {
@@ -236,6 +258,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     }
     let _ = analysing.await;
     let _ = syncing.await;
+    let _ = telling.await;
     let _ = recording.await;
     ledger.flush(FLUSH).await;
     let _ = webhooks.await;
@@ -302,6 +325,7 @@ async fn follow_leadership(
 struct Wiring {
     rollouts: Queue<Key>,
     syncs: Queue<Key>,
+    projections: Arc<ProjectionController<GitCache>>,
     analyses: AnalysisController,
     index: Arc<Index>,
     trigger: SyncTrigger,
@@ -348,6 +372,7 @@ impl Observer for Wiring {
         self.metrics.watch_seen(kind.name());
         self.analyses.changed(kind, key);
         if kind == Kind::DeployRepo {
+            self.projections.look_at(key);
             // A new stamp (of a standby, or of `kubectl annotate`) asks for a look now.
             let repo = self.index.deploy_repo(key);
             let stamp = repo.and_then(|repo| repo.identity.annotations.get(names::REQUESTED_AT).cloned());

@@ -135,29 +135,10 @@ impl Archive {
 
     /// From the newest branch back to the first commit of all, by what the first commit of each epoch cites.
     pub async fn chain(&self, ledger: &ArchivedLedger) -> Result<Chain> {
-        let mut chain = Chain::default();
-        let Some(newest) = ledger.branches.last() else { return Ok(chain) };
-        let mut next = Some((newest.name.clone(), newest.tip.clone()));
-        let mut seen = BTreeSet::new();
-        while let Some((branch, tip)) = next.take() {
-            // What cites itself is no ledger; its checks will say so.
-            if !seen.insert(tip.clone()) {
-                break;
-            }
-            // Anybody may have written what is cited: nothing but a commit's name may reach git.
-            if !is_object_name(&tip) || !super::ledger::exists(&self.git, &tip).await? {
-                chain.missing = Some((branch, tip));
-                break;
-            }
-            let arguments = ["rev-list", "--max-parents=0", "--first-parent", &tip, "--"];
-            let root = self.git.call("looking for the first commit", arguments).line().await?;
-            let message = self.git.call("reading the first commit", ["cat-file", "commit", &root]).run().await?;
-            let trailers = Trailers::parse(&String::from_utf8_lossy(&message));
-            let cited = trailers.get("Prev-Epoch").and_then(|cited| cited.split_once(' '));
-            next = cited.map(|(branch, tip)| (branch.to_owned(), tip.to_owned()));
-            chain.segments.insert(0, Segment { branch, tip, after: None });
+        match ledger.branches.last() {
+            Some(newest) => chain(&self.git, &newest.name, &newest.tip).await,
+            None => Ok(Chain::default()),
         }
-        Ok(chain)
     }
 
     /// The commits of these segments, oldest first.
@@ -175,6 +156,32 @@ impl Archive {
         let output = self.git.call(format!("reading {path}"), ["cat-file", "blob", &name]).output().await?;
         Ok(output.success.then_some(output.stdout))
     }
+}
+
+/// From a tip back to the first commit of all, by what the first commit of each epoch cites.
+pub(super) async fn chain(git: &Git, branch: &str, tip: &str) -> Result<Chain> {
+    let mut chain = Chain::default();
+    let mut next = Some((branch.to_owned(), tip.to_owned()));
+    let mut seen = BTreeSet::new();
+    while let Some((branch, tip)) = next.take() {
+        // What cites itself is no ledger; its checks will say so.
+        if !seen.insert(tip.clone()) {
+            break;
+        }
+        // Anybody may have written what is cited: nothing but a commit's name may reach git.
+        if !is_object_name(&tip) || !super::ledger::exists(git, &tip).await? {
+            chain.missing = Some((branch, tip));
+            break;
+        }
+        let arguments = ["rev-list", "--max-parents=0", "--first-parent", &tip, "--"];
+        let root = git.call("looking for the first commit", arguments).line().await?;
+        let message = git.call("reading the first commit", ["cat-file", "commit", &root]).run().await?;
+        let trailers = Trailers::parse(&String::from_utf8_lossy(&message));
+        let cited = trailers.get("Prev-Epoch").and_then(|cited| cited.split_once(' '));
+        next = cited.map(|(branch, tip)| (branch.to_owned(), tip.to_owned()));
+        chain.segments.insert(0, Segment { branch, tip, after: None });
+    }
+    Ok(chain)
 }
 
 /// The branch that a reference stands for. A remote's name may hold slashes itself, so the ledger's prefix decides.

@@ -114,10 +114,16 @@ impl GitCache {
 
     /// A repository by its checked address.
     pub fn repository_at(&self, address: RemoteAddress, access: impl Into<Access>) -> Result<Repository> {
+        let stores = self.stores(&address);
+        let remote = Arc::new(Remote::new(address, access.into(), &self.root)?);
+        Ok(Repository { stores, remote, timeouts: self.timeouts, home: self.root.join("home") })
+    }
+
+    /// Our own copies of a remote.
+    pub(super) fn stores(&self, address: &RemoteAddress) -> Arc<Stores> {
         let canonical = address.canonical();
         let directory = directory_name(&self.root, &canonical);
         let home = self.root.join("home");
-        let remote = Arc::new(Remote::new(address, access.into(), &self.root)?);
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let stores = stores.entry(canonical).or_insert_with(|| {
             let store = |name: &str| Store { directory: directory.join(name), home: home.clone(), whole: false };
@@ -126,7 +132,7 @@ impl GitCache {
                 ledger: Arc::new(tokio::sync::Mutex::new(store("ledger.git"))),
             })
         });
-        Ok(Repository { stores: stores.clone(), remote, timeouts: self.timeouts, home: self.root.join("home") })
+        Arc::clone(stores)
     }
 }
 

@@ -7,6 +7,7 @@ mod address;
 mod archive;
 mod cache;
 mod command;
+mod entries;
 mod epoch;
 mod error;
 mod history;
