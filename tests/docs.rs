@@ -71,7 +71,7 @@ fn every_reason_has_a_cause_and_a_cure() {
 #[test]
 fn links_lead_somewhere() {
     for document in
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/reasons.md"]
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/reasons.md", "docs/notifications.md"]
     {
         let text = read(document);
         for rest in text.split("](").skip(1) {

@@ -38,8 +38,9 @@ impl ForgeSink {
             let deployment = Deployment { commit, environment, key: &key, state, description: &description, target };
             return Ok(self.client.deploy(deployment).await?);
         }
+        let Some(state) = commit_state(event) else { return Ok(()) };
         let context = format!("sluice/{}", event.source());
-        let status = CommitStatus { context: &context, state: commit_state(event), description: &description, target };
+        let status = CommitStatus { context: &context, state, description: &description, target };
         Ok(self.client.set_status(commit, status).await?)
     }
 }
@@ -54,12 +55,12 @@ fn is_full_name(commit: &str) -> bool {
     matches!(commit.len(), 40 | 64) && commit.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// How it goes for the commit that the cluster was asked to follow.
-pub(super) fn commit_state(event: &Event) -> State {
+/// How it goes for the commit that the cluster was asked to follow. None where that is not said.
+pub(super) fn commit_state(event: &Event) -> Option<State> {
     match event.event {
-        TransitionEvent::Promoted => State::Success,
-        TransitionEvent::Aborted if is_revert(event) => State::Success,
-        TransitionEvent::Aborted | TransitionEvent::Denied => State::Failure,
+        TransitionEvent::Promoted => Some(State::Success),
+        TransitionEvent::Aborted if is_revert(event) => Some(State::Success),
+        TransitionEvent::Aborted | TransitionEvent::Denied => Some(State::Failure),
         TransitionEvent::FirstDeploy
         | TransitionEvent::Started
         | TransitionEvent::StepCompleted
@@ -68,9 +69,10 @@ pub(super) fn commit_state(event: &Event) -> State {
         | TransitionEvent::Held
         | TransitionEvent::Promoting
         | TransitionEvent::PlanChanged
-        | TransitionEvent::Recovered
         // The commit is the one that takes the other's place, and its own beginning follows.
-        | TransitionEvent::Superseded => State::Pending,
+        | TransitionEvent::Superseded => Some(State::Pending),
+        // It may have been at rest: what was said before still holds.
+        TransitionEvent::Recovered => None,
     }
 }
 
@@ -80,7 +82,7 @@ pub(super) fn deployment_state(event: &Event) -> Option<State> {
         // What was denied never began; and what ends by another commit is no deployment of that one.
         TransitionEvent::Denied | TransitionEvent::Superseded => None,
         TransitionEvent::Aborted if is_revert(event) => None,
-        _ => Some(commit_state(event)),
+        _ => commit_state(event),
     }
 }
 

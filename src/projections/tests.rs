@@ -297,18 +297,19 @@ async fn an_address_that_cannot_be_used_or_reached_says_so_without_showing_it() 
 
 #[test]
 fn the_forge_shows_how_it_goes_for_the_commit_that_asked() {
-    use TransitionEvent::{Aborted, Denied, FirstDeploy, Held, Promoted, Started, Superseded};
-    let (pending, success, failure) = (State::Pending, State::Success, State::Failure);
+    use TransitionEvent::{Aborted, Denied, FirstDeploy, Held, Promoted, Recovered, Started, Superseded};
+    let (pending, success, failure) = (Some(State::Pending), Some(State::Success), Some(State::Failure));
     for (kind, reason, status, deployment) in [
-        (FirstDeploy, "FirstDeploy", pending, Some(pending)),
-        (Started, "NewRevision", pending, Some(pending)),
-        (Held, "NoData", pending, Some(pending)),
-        (Promoted, "Promoted", success, Some(success)),
-        (Aborted, "Verdict", failure, Some(failure)),
+        (FirstDeploy, "FirstDeploy", pending, pending),
+        (Started, "NewRevision", pending, pending),
+        (Held, "NoData", pending, pending),
+        (Promoted, "Promoted", success, success),
+        (Aborted, "Verdict", failure, failure),
         // The commit of a revert has what it asked for, and is no deployment of what it took back.
         (Aborted, "Revert", success, None),
         (Denied, "Denied", failure, None),
         (Superseded, "Superseded", pending, None),
+        (Recovered, "StatusLost", None, None),
     ] {
         let event = Event { event: kind, reason: reason.into(), ..event() };
         assert_eq!((commit_state(&event), deployment_state(&event)), (status, deployment), "{kind:?} {reason}");
