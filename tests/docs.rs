@@ -70,9 +70,15 @@ fn every_reason_has_a_cause_and_a_cure() {
 
 #[test]
 fn links_lead_somewhere() {
-    for document in
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/reasons.md", "docs/notifications.md"]
-    {
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        "docs/reasons.md",
+        "docs/notifications.md",
+    ] {
         let text = read(document);
         for rest in text.split("](").skip(1) {
             let target = rest.split(')').next().unwrap_or_default();
