@@ -29,7 +29,7 @@ const MOST: usize = 50;
 /// A turn ends after this time, though there is more: others wait for a worker.
 const LONGEST_TURN: Duration = Duration::from_secs(20);
 /// When our copy does not hold the tip yet, the ledger's loop is about to fetch it.
-const NOT_HERE_YET: Duration = Duration::from_secs(2);
+const NOT_HERE_YET: Duration = Duration::from_secs(5);
 /// How long one entry is offered to somebody who takes others but not this one.
 const OFFERED_FOR: TimeDelta = TimeDelta::hours(1);
 /// How often a write is tried whose precondition failed.
@@ -109,6 +109,8 @@ pub struct Parts<E> {
 pub struct ProjectionController<E> {
     parts: Parts<E>,
     memory: Mutex<HashMap<ProjectionKey, Memory>>,
+    /// One write at a time: many projections share one status, which the ledger and the sync write too.
+    writing: tokio::sync::Mutex<()>,
 }
 
 /// What a turn remembers for the next one. Losing it costs a request.
@@ -167,7 +169,7 @@ struct Work<'a> {
 impl<E: Entries> ProjectionController<E> {
     /// The loop; its turns are taken from `parts.queue`.
     pub fn new(parts: Parts<E>) -> Self {
-        Self { parts, memory: Mutex::default() }
+        Self { parts, memory: Mutex::default(), writing: tokio::sync::Mutex::default() }
     }
 
     /// Looks soon at all projections of a DeployRepo: after a change of it, and so after each push of the log.
@@ -397,6 +399,7 @@ impl<E: Entries> ProjectionController<E> {
         change: impl Fn(&mut DeployRepoStatus, &DeployRepoSpec) -> bool,
     ) -> Result<(), WriteError> {
         let conflict = || WriteError::Conflict { what: key.to_string() };
+        let _alone = self.writing.lock().await;
         for attempt in 1..=TRIES {
             let seen = self.parts.writer.index().deploy_repo(&key.repo);
             let seen = seen.filter(|seen| seen.identity.uid == repo.identity.uid).ok_or_else(conflict)?;

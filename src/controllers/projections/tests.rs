@@ -37,6 +37,7 @@ struct Api {
     repo: Arc<Mutex<Value>>,
     secrets: Arc<Mutex<BTreeMap<String, Value>>>,
     writes: Arc<AtomicI64>,
+    conflicts: Arc<AtomicI64>,
     /// No write is taken.
     down: Arc<AtomicBool>,
 }
@@ -67,6 +68,7 @@ impl Api {
         for operation in serde_json::from_slice::<Vec<Value>>(body).unwrap() {
             let pointer = operation["path"].as_str().unwrap();
             if operation["op"] == "test" && repo.pointer(pointer) != Some(&operation["value"]) {
+                self.conflicts.fetch_add(1, Ordering::SeqCst);
                 return refusal(StatusCode::UNPROCESSABLE_ENTITY, "Invalid");
             }
             if operation["op"] == "add" {
@@ -569,4 +571,68 @@ async fn nobody_is_told_by_who_does_not_lead_or_while_suspended() {
     assert_eq!(world.controller.parts.queue.depth(), 1);
     world.turn("events").await;
     assert_eq!(told.taken(), ["web#1"]);
+}
+
+#[tokio::test]
+async fn a_forge_shows_it_beside_the_commit_with_the_secret_of_the_forge() {
+    let world = World::new().await;
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let forge = {
+        let said = Arc::clone(&said);
+        let handler = move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
+            let said = Arc::clone(&said);
+            async move {
+                assert_eq!(headers["authorization"], format!("token {CANARY}"));
+                if method == Method::GET {
+                    return axum::Json(json!([])).into_response();
+                }
+                let body: Value = serde_json::from_slice(&body).unwrap();
+                said.lock().unwrap().push((uri.path().to_owned(), body));
+                (StatusCode::CREATED, axum::Json(json!({}))).into_response()
+            }
+        };
+        serve(Router::new().fallback(handler)).await
+    };
+    world.change(|repo| {
+        let api = format!("{forge}/api/v1");
+        repo["spec"]["forge"] = json!({"type": "gitea", "api": api, "secretRef": {"name": "forge"}});
+        repo["spec"]["projections"] =
+            json!([{"name": "status", "to": "commitStatus"}, {"name": "place", "to": "deployment"}]);
+    });
+    world.turn("status").await;
+    world.turn("place").await;
+    let source = "1234567890123456789012345678901234567890";
+    let mut promoted = entry("web", 1, TransitionEvent::Promoted);
+    promoted.transition.source_commit = Some(source.into());
+    world.record(&[promoted, step("web", 2)]).await;
+    assert!(matches!(world.turn("status").await, Outcome::Failed(_)));
+    let message = world.status("status").unwrap().message.unwrap();
+    assert!(message.contains("spec.forge.secretRef: Secret sluice-system/forge does not exist"), "{message}");
+    world.secret("forge", &[("token", CANARY)]);
+    assert!(matches!(world.turn("status").await, Outcome::Done));
+    assert!(matches!(world.turn("place").await, Outcome::Done));
+    let said = said.lock().unwrap().clone();
+    let contexts: Vec<_> = said.iter().map(|(_, body)| (&body["context"], &body["state"])).collect();
+    let success = json!("success");
+    assert_eq!(contexts, [(&json!("sluice/prod/shop/web"), &success), (&json!("deployment/prod"), &success)]);
+    let page = said[0].1["target_url"].as_str().unwrap();
+    assert!(page.starts_with(&format!("{forge}/shop/deploy/commit/")), "{page}");
+    assert!(said.iter().all(|(path, _)| *path == format!("/api/v1/repos/shop/deploy/statuses/{source}")));
+}
+
+#[tokio::test]
+async fn many_do_not_get_in_each_others_way() {
+    let world = World::new().await;
+    let mut receivers = Vec::new();
+    let names: Vec<String> = (0..8).map(|number| format!("hook-{number}")).collect();
+    for name in &names {
+        receivers.push(world.webhook(name, json!({})).await);
+        world.turn(name).await;
+    }
+    let entries: Vec<_> = (1..=5).map(|number| step("web", number)).collect();
+    world.record(&entries).await;
+    let outcomes = futures::future::join_all(names.iter().map(|name| world.turn(name))).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done)), "{outcomes:?}");
+    assert!(receivers.iter().all(|told| told.taken() == ["web#1", "web#2", "web#3", "web#4", "web#5"]));
+    assert_eq!(world.api.conflicts.load(Ordering::SeqCst), 0);
 }
