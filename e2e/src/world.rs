@@ -612,8 +612,27 @@ impl Shop<'_> {
         Ok(samples)
     }
 
-    /// Removes everything in the cluster; the repository stays.
+    /// Checks the ledger as an auditor does, in a person's clone.
+    pub async fn verify(&self) -> Result<()> {
+        let log = self.log().await?;
+        if log.is_empty() {
+            return Ok(());
+        }
+        let tip = self.deploy_repo().await?["status"]["logTip"].as_str().unwrap_or_default().to_owned();
+        Command::new(self.world.binaries.join("sluice"))
+            .arg("verify")
+            .arg(self.tree.dir())
+            .args(["--cluster", self.world.name, "--expect", &tip])
+            .within(Duration::from_secs(60))
+            .ok()
+            .await
+            .with_context(|| format!("the ledger of {}", self.namespace))?;
+        Ok(())
+    }
+
+    /// Removes everything in the cluster, after a look whether the ledger is whole; the repository stays.
     pub async fn remove(&self) -> Result<()> {
+        self.verify().await?;
         self.world.cluster.kubectl()?.args(["delete", "namespace", &self.namespace, "--wait=false"]).ok().await?;
         Ok(())
     }

@@ -25,6 +25,10 @@ enum Command {
     Plan(cli::plan::Arguments),
     /// Run a Rollout in a simulated world, with faults on request, and write a real log of it
     Rehearse(cli::rehearse::Arguments),
+    /// Show a ledger as a timeline
+    Log(cli::log::Arguments),
+    /// Check a ledger: that every entry is whole, in its place and by its writer
+    Verify(cli::verify::Arguments),
     /// Print the custom resource definitions
     Crds(cli::crds::Arguments),
     /// Ask an HTTP address until it answers well
@@ -74,5 +78,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Probe(arguments) => Ok(cli::probe::run(&arguments, &mut io::stdout().lock())?),
         Command::Plan(arguments) => Ok(cli::plan::run(&arguments)?),
         Command::Rehearse(arguments) => Ok(cli::rehearse::run(&arguments)?),
+        Command::Log(arguments) => Ok(cli::log::run(&arguments)?),
+        Command::Verify(arguments) => Ok(cli::verify::run(&arguments)?),
     }
 }

@@ -12,7 +12,7 @@ pub enum Exit {
     Reached,
     /// Wrong usage, an object that does not exist, bad input, or the API server did not answer.
     Error,
-    /// The release was aborted, or cannot go on.
+    /// The release was aborted, or cannot go on; or a ledger does not hold what it should.
     Failed,
     /// The time given ran out first.
     TimedOut,

@@ -9,10 +9,12 @@ pub mod crds;
 pub mod declarations;
 pub mod exit;
 pub mod fetch;
+pub mod log;
 pub mod plan;
 pub mod probe;
 pub mod rehearse;
 pub mod rollout_status;
 pub mod terminal;
+pub mod verify;
 
 pub use exit::Exit;

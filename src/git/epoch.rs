@@ -6,6 +6,7 @@
 
 use chrono::{DateTime, Datelike, Utc};
 
+use super::ledger_entry::SCHEMA;
 use crate::api::names;
 
 /// One branch of a ledger. Later ones are greater.
@@ -73,6 +74,28 @@ impl Epoch {
         // One spelling each: `2026q04` is nobody's.
         ((1..=4).contains(&quarter) && epoch.name().as_deref() == Some(name)).then_some(epoch)
     }
+}
+
+/// The message of the commit that begins an epoch after the first one. `previous` is the branch before and its last
+/// tip as the writer knows it; `fork` is what was found in its place.
+pub(super) fn message(
+    cluster: &str,
+    name: &str,
+    (previous, tip): (&str, &str),
+    fork: Option<&str>,
+    operator: &str,
+) -> String {
+    let (why, fork) = match fork {
+        None => (format!("{previous} ends with its quarter; this branch goes on from there."), String::new()),
+        Some(found) => (
+            format!("{previous} is not as it was left; this branch goes on from what was written last."),
+            format!("Rollout-Fork: {found}\n"),
+        ),
+    };
+    format!(
+        "{cluster}: epoch {name}\n\n{why}\n\nRollout-Schema: {SCHEMA}\nRollout-Epoch: {name}\n\
+         Rollout-Prev-Epoch: {previous} {tip}\n{fork}Rollout-Operator: {operator}\n",
+    )
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::command::Git;
 use super::epoch::Epoch;
 use super::error::{GitError, Rejection, Result, Scrubber, classify, detail};
 use super::import::{Import, NewCommit, seconds};
-use super::ledger_entry::{LedgerEntry, Rendered, SCHEMA, StateFile, overview, state_path};
+use super::ledger_entry::{LedgerEntry, Rendered, StateFile, overview, state_path};
 use super::signing::Signer;
 use super::source::{read_objects, tree_line};
 use crate::api::{Epochs, PodTemplate, RolloutStatus};
@@ -788,18 +788,8 @@ impl Ledger {
     fn epoch_message(&self, known: &Known, beginning: &Beginning, operator: &str) -> String {
         let name = known.epoch.name().unwrap_or_default();
         let (previous, tip) = (beginning.previous.0.branch(&self.cluster), &beginning.previous.1);
-        let (why, fork) = match &known.fork {
-            None => (format!("{previous} ends with its quarter; this branch goes on from there."), String::new()),
-            Some(Fork { found, .. }) => (
-                format!("{previous} is not as it was left; this branch goes on from what was written last."),
-                format!("Rollout-Fork: {found}\n"),
-            ),
-        };
-        format!(
-            "{cluster}: epoch {name}\n\n{why}\n\nRollout-Schema: {SCHEMA}\nRollout-Epoch: {name}\n\
-             Rollout-Prev-Epoch: {previous} {tip}\n{fork}Rollout-Operator: {operator}\n",
-            cluster = self.cluster
-        )
+        let fork = known.fork.as_ref().map(|fork| fork.found.as_str());
+        super::epoch::message(&self.cluster, &name, (&previous, tip), fork, operator)
     }
 
     /// Makes the branch point to the new tip: in the remote, or in our own repository if there is none.

@@ -19,6 +19,7 @@ mod signing;
 mod source;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 pub use address::{Access, Credentials, RemoteAddress};
 pub use archive::{Archive, ArchivedBranch, ArchivedLedger, Chain};
@@ -31,3 +32,4 @@ pub use ledger_entry::{Evidence, LedgerEntry, state_document};
 pub use push_policy::PushPolicy;
 pub use signing::Signer;
 pub use source::{ReadLimits, Source, SourceFile};
+pub use verify::{ALLOWED_SIGNERS, Fault, Report, Signature, VerifyOptions, verify};

@@ -522,3 +522,33 @@ async fn with_a_coarser_log_transitions_wait_for_company_and_none_is_lost() {
     assert!(message.contains("Rollout-Seq: 3") && message.contains("Rollout-Covers: 1-2"), "{message}");
     assert_eq!(git(&world.remote(), &["rev-list", "--count", "rollout-log/prod"]), "1");
 }
+
+#[tokio::test]
+async fn the_template_is_recorded_as_it_was_declared() {
+    let world = World::new().await;
+    let template =
+        json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i:2"}]}});
+    let revision = crate::api::PodTemplate(template.clone()).revision();
+    let mut defaulted = template.clone();
+    defaulted["spec"]["dnsPolicy"] = json!("ClusterFirst");
+    let set = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet",
+        "metadata": {"name": "web-x", "namespace": "shop", "uid": "set", "resourceVersion": "1",
+            "labels": {"sluice.dev/rollout": "web", "sluice.dev/revision": revision},
+            "ownerReferences": [{"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "name": "web", "uid": "uid-web",
+                "controller": true}]},
+        "spec": {"replicas": 2, "template": defaulted}});
+    world.index.apply(Kind::ReplicaSet, &serde_json::from_value::<DynamicObject>(set).unwrap());
+    let pending = json!([{"sequence": 1, "event": "Promoted", "at": Utc::now(), "stage": 1, "stages": 2, "weightFrom": 20,
+        "weightTo": 0, "revisionTo": revision, "attempt": 1, "reason": "Promoted", "message": "stable now"}]);
+    world.put(json!({
+        "apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout",
+        "metadata": {"name": "web", "namespace": "shop", "uid": "uid-web", "resourceVersion": "1"},
+        "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template,
+            "strategy": {"canary": {"stableService": "a", "canaryService": "b", "steps": []}}},
+        "status": {"phase": "Ready", "stableRevision": revision, "sequence": 1, "pendingLog": pending}
+    }));
+    world.turn().await;
+    let contents = world.recorded();
+    let good = contents.rollouts[&("shop".to_owned(), "web".to_owned())].last_good.clone();
+    assert_eq!(good, Some((revision, Some(crate::api::PodTemplate(template)))), "a fresh cluster can make it again");
+}
