@@ -1,0 +1,191 @@
+//! Writes a fleet's transitions as the operator would: in the pushes of its policy, whose times are virtual, by the
+//! real ledger to a real repository.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sluice::api::TransitionEvent;
+use sluice::git::{Credentials, GitCache, Ledger, LedgerEntry, PushPolicy, RemoteAddress, Timeouts};
+
+use crate::fleet::{CLUSTER, Fleet};
+
+/// Transitions in one push, as in the operator.
+pub const MOST: usize = 200;
+
+/// One push: what went out with it, and when.
+pub struct Push {
+    /// The virtual time.
+    pub at: DateTime<Utc>,
+    /// The transitions.
+    pub entries: Vec<LedgerEntry>,
+}
+
+/// Gathers transitions into pushes, on the virtual clock.
+pub struct Pushes<I: Iterator<Item = LedgerEntry>> {
+    arrivals: std::iter::Peekable<I>,
+    waiting: VecDeque<LedgerEntry>,
+    policy: PushPolicy,
+    now: DateTime<Utc>,
+    /// The policy counts in another clock: it stood at zero then.
+    origin: (DateTime<Utc>, Instant),
+    /// How long a push takes: meanwhile no other one begins.
+    lasts: TimeDelta,
+}
+
+impl<I: Iterator<Item = LedgerEntry>> Pushes<I> {
+    /// The pushes of these transitions, which come by time.
+    pub fn of(arrivals: I, lasts: TimeDelta) -> Self {
+        let mut arrivals = arrivals.peekable();
+        let now = arrivals.peek().map(|entry| entry.transition.at).unwrap_or_default();
+        Self {
+            arrivals,
+            waiting: VecDeque::new(),
+            policy: PushPolicy::default(),
+            now,
+            origin: (now, Instant::now()),
+            lasts,
+        }
+    }
+
+    fn arrive(&mut self) {
+        while let Some(entry) = self.arrivals.next_if(|entry| entry.transition.at <= self.now) {
+            self.waiting.push_back(entry);
+        }
+    }
+
+    fn instant(&self, at: DateTime<Utc>) -> Instant {
+        self.origin.1 + (at - self.origin.0).to_std().unwrap_or_default()
+    }
+
+    fn virtually(&self, at: Instant) -> DateTime<Utc> {
+        self.origin.0 + TimeDelta::from_std(at - self.origin.1).unwrap_or_default()
+    }
+}
+
+impl<I: Iterator<Item = LedgerEntry>> Iterator for Pushes<I> {
+    type Item = Push;
+
+    fn next(&mut self) -> Option<Push> {
+        loop {
+            self.arrive();
+            let next = self.arrivals.peek().map(|entry| entry.transition.at);
+            if self.waiting.is_empty() {
+                self.now = next?;
+                continue;
+            }
+            let urgent = self.waiting.iter().any(|entry| is_urgent(entry.transition.event));
+            let due = self.virtually(self.policy.due(self.instant(self.now), urgent));
+            if due > self.now {
+                // Whoever comes before that may be urgent.
+                self.now = next.map_or(due, |next| due.min(next));
+                continue;
+            }
+            self.policy.pushed(self.instant(self.now));
+            let at = self.now;
+            self.now += self.lasts;
+            let entries = self.waiting.drain(..self.waiting.len().min(MOST)).collect();
+            return Some(Push { at, entries });
+        }
+    }
+}
+
+fn is_urgent(event: TransitionEvent) -> bool {
+    matches!(event, TransitionEvent::Aborted | TransitionEvent::Promoted)
+}
+
+/// The places of one run: a remote, and the operator's cache.
+pub struct Bench {
+    directory: tempfile::TempDir,
+    ledger: Ledger,
+}
+
+impl Bench {
+    /// An empty remote on this disk.
+    pub fn new() -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let remote = directory.path().join("remote.git");
+        git(&remote, &["init", "--quiet", "--bare", "--initial-branch=main", "."])?;
+        // A server tidies beside the pushes, not in them: see `tidy`.
+        git(&remote, &["config", "receive.autogc", "false"])?;
+        let patient = Duration::from_secs(300);
+        let timeouts = Timeouts { ask: patient, fetch: patient, push: patient, local: patient };
+        let cache = GitCache::new(directory.path().join("cache"))?.with_timeouts(timeouts);
+        let address = RemoteAddress::local(&remote)?;
+        let ledger = cache.repository_at(address, Credentials::None)?.ledger(CLUSTER)?;
+        Ok(Self { directory, ledger })
+    }
+
+    /// One push; how long it took.
+    pub async fn push(&self, push: &Push) -> anyhow::Result<Duration> {
+        let began = Instant::now();
+        self.ledger.append(&push.entries).await?;
+        Ok(began.elapsed())
+    }
+
+    /// The bare repository that is pushed to.
+    pub fn remote(&self) -> PathBuf {
+        self.directory.path().join("remote.git")
+    }
+
+    /// What a server does of itself, now and then.
+    pub fn tidy(&self) -> anyhow::Result<()> {
+        git(&self.remote(), &["gc", "--quiet", "--prune=now"]).map(drop)
+    }
+
+    /// Bytes of the remote's objects after a repack as a server does it.
+    pub fn packed(&self) -> anyhow::Result<u64> {
+        let remote = self.remote();
+        self.tidy()?;
+        let packs = std::fs::read_dir(remote.join("objects/pack"))?.flatten();
+        let packs = packs.filter(|entry| entry.path().extension().is_some_and(|end| end == "pack"));
+        Ok(packs.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum())
+    }
+
+    /// What takes the room, by the first folder of the path: bytes in the pack, and objects. Reads everything.
+    pub fn by_folder(&self) -> anyhow::Result<Vec<(String, u64, u64)>> {
+        let remote = self.remote();
+        let sizes = "--batch-check=%(objectname) %(objecttype) %(objectsize:disk)";
+        let all = git(&remote, &["cat-file", "--batch-all-objects", sizes])?;
+        let named = git(&remote, &["rev-list", "--all", "--objects"])?;
+        let paths: std::collections::HashMap<&str, &str> =
+            named.lines().filter_map(|line| line.split_once(' ')).collect();
+        let mut folders = std::collections::BTreeMap::<String, (u64, u64)>::new();
+        for line in all.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [object, kind, size] = words.as_slice() else { continue };
+            let path = paths.get(object).copied().unwrap_or_default();
+            let folder = match *kind {
+                "commit" => "(commits)".to_owned(),
+                "tree" => format!("(trees) depth {}", if path.is_empty() { 0 } else { path.split('/').count() }),
+                _ => path.split('/').next().unwrap_or_default().to_owned(),
+            };
+            let entry = folders.entry(folder).or_default();
+            entry.0 += size.parse::<u64>().unwrap_or_default();
+            entry.1 += 1;
+        }
+        Ok(folders.into_iter().map(|(folder, (bytes, count))| (folder, bytes, count)).collect())
+    }
+}
+
+fn git(directory: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+    std::fs::create_dir_all(directory)?;
+    let output = Command::new("git").arg("-C").arg(directory).args(arguments).output()?;
+    anyhow::ensure!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The fleet's transitions with those of a burst in their middle: so many Rollouts abort at one moment.
+pub fn with_burst(fleet: Fleet, size: usize, at: usize) -> impl Iterator<Item = LedgerEntry> {
+    let mut moment = None;
+    fleet.enumerate().map(move |(index, mut entry)| {
+        if index >= at && index < at + size {
+            let moment = *moment.get_or_insert(entry.transition.at);
+            entry.transition.at = moment;
+            entry.transition.event = TransitionEvent::Aborted;
+        }
+        entry
+    })
+}
