@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Parser;
 use fleet::{Fleet, Size};
-use writing::{Bench, Push, Pushes, with_burst};
+use writing::{Arrival, Bench, Push, Pushes};
 
 /// The server tidies its repository after so many pushes.
 const TIDIED_AFTER: usize = 500;
@@ -56,9 +56,13 @@ async fn main() -> anyhow::Result<()> {
 
     let lasts = TimeDelta::seconds(arguments.push_takes.into());
     println!("Policy, where a push takes {} s", arguments.push_takes);
-    report_policy("steady", Pushes::of(Fleet::new(size), lasts), lasts);
-    let crowd = Pushes::of(with_burst(Fleet::new(size), burst, transitions / 2), lasts);
-    report_policy(&format!("{burst} aborts at once"), crowd, lasts);
+    let moments: Vec<Moment> = Fleet::new(size).map(|entry| Moment { at: entry.at(), urgent: entry.is_urgent() }).collect();
+    report_policy("steady", Pushes::of(moments.iter().copied(), lasts), lasts);
+    let (before, after) = moments.split_at(moments.len() / 2);
+    let at = before.last().map(Arrival::at).unwrap_or_default();
+    let crowd = std::iter::repeat_n(Moment { at, urgent: true }, burst);
+    let all = before.iter().copied().chain(crowd).chain(after.iter().copied());
+    report_policy(&format!("{burst} aborts at once"), Pushes::of(all, lasts), lasts);
     if arguments.policy_only {
         return Ok(());
     }
@@ -87,7 +91,22 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report_policy(name: &str, pushes: impl Iterator<Item = Push>, lasts: TimeDelta) {
+#[derive(Clone, Copy)]
+struct Moment {
+    at: DateTime<Utc>,
+    urgent: bool,
+}
+
+impl Arrival for Moment {
+    fn at(&self) -> DateTime<Utc> {
+        self.at
+    }
+    fn is_urgent(&self) -> bool {
+        self.urgent
+    }
+}
+
+fn report_policy(name: &str, pushes: impl Iterator<Item = Push<Moment>>, lasts: TimeDelta) {
     let mut lags = Vec::new();
     let mut recent = VecDeque::<DateTime<Utc>>::new();
     let (mut count, mut most) = (0, 0);
@@ -100,7 +119,7 @@ fn report_policy(name: &str, pushes: impl Iterator<Item = Push>, lasts: TimeDelt
             recent.pop_front();
         }
         most = most.max(recent.len());
-        lags.extend(push.entries.iter().map(|entry| push.at + lasts - entry.transition.at));
+        lags.extend(push.entries.iter().map(|entry| push.at + lasts - entry.at));
     }
     lags.sort_unstable();
     let lag = |thousandths: usize| {

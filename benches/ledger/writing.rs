@@ -2,6 +2,7 @@
 //! real ledger to a real repository.
 
 use std::collections::VecDeque;
+use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,50 +11,55 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sluice::api::TransitionEvent;
 use sluice::git::{Credentials, GitCache, Ledger, LedgerEntry, PushPolicy, RemoteAddress, Timeouts};
 
-use crate::fleet::{CLUSTER, Fleet};
+use crate::fleet::CLUSTER;
 
 /// Transitions in one push, as in the operator.
 pub const MOST: usize = 200;
 
+/// What the policy knows of a transition.
+pub trait Arrival {
+    /// When it happened.
+    fn at(&self) -> DateTime<Utc>;
+    /// People wait for it.
+    fn is_urgent(&self) -> bool;
+}
+
+impl Arrival for LedgerEntry {
+    fn at(&self) -> DateTime<Utc> {
+        self.transition.at
+    }
+    fn is_urgent(&self) -> bool {
+        matches!(self.transition.event, TransitionEvent::Aborted | TransitionEvent::Promoted)
+    }
+}
+
 /// One push: what went out with it, and when.
-pub struct Push {
+pub struct Push<A> {
     /// The virtual time.
     pub at: DateTime<Utc>,
     /// The transitions.
-    pub entries: Vec<LedgerEntry>,
+    pub entries: Vec<A>,
 }
 
 /// Gathers transitions into pushes, on the virtual clock.
-pub struct Pushes<I: Iterator<Item = LedgerEntry>> {
-    arrivals: std::iter::Peekable<I>,
-    waiting: VecDeque<LedgerEntry>,
+pub struct Pushes<I: Iterator> {
+    arrivals: Peekable<I>,
+    waiting: VecDeque<I::Item>,
     policy: PushPolicy,
     now: DateTime<Utc>,
-    /// The policy counts in another clock: it stood at zero then.
+    /// The policy counts in another clock: it showed the second one when ours showed the first.
     origin: (DateTime<Utc>, Instant),
     /// How long a push takes: meanwhile no other one begins.
     lasts: TimeDelta,
 }
 
-impl<I: Iterator<Item = LedgerEntry>> Pushes<I> {
+impl<A: Arrival, I: Iterator<Item = A>> Pushes<I> {
     /// The pushes of these transitions, which come by time.
     pub fn of(arrivals: I, lasts: TimeDelta) -> Self {
         let mut arrivals = arrivals.peekable();
-        let now = arrivals.peek().map(|entry| entry.transition.at).unwrap_or_default();
-        Self {
-            arrivals,
-            waiting: VecDeque::new(),
-            policy: PushPolicy::default(),
-            now,
-            origin: (now, Instant::now()),
-            lasts,
-        }
-    }
-
-    fn arrive(&mut self) {
-        while let Some(entry) = self.arrivals.next_if(|entry| entry.transition.at <= self.now) {
-            self.waiting.push_back(entry);
-        }
+        let now = arrivals.peek().map(Arrival::at).unwrap_or_default();
+        let (waiting, policy, origin) = (VecDeque::new(), PushPolicy::default(), (now, Instant::now()));
+        Self { arrivals, waiting, policy, now, origin, lasts }
     }
 
     fn instant(&self, at: DateTime<Utc>) -> Instant {
@@ -65,18 +71,20 @@ impl<I: Iterator<Item = LedgerEntry>> Pushes<I> {
     }
 }
 
-impl<I: Iterator<Item = LedgerEntry>> Iterator for Pushes<I> {
-    type Item = Push;
+impl<A: Arrival, I: Iterator<Item = A>> Iterator for Pushes<I> {
+    type Item = Push<A>;
 
-    fn next(&mut self) -> Option<Push> {
+    fn next(&mut self) -> Option<Push<A>> {
         loop {
-            self.arrive();
-            let next = self.arrivals.peek().map(|entry| entry.transition.at);
+            while let Some(arrival) = self.arrivals.next_if(|arrival| arrival.at() <= self.now) {
+                self.waiting.push_back(arrival);
+            }
+            let next = self.arrivals.peek().map(Arrival::at);
             if self.waiting.is_empty() {
                 self.now = next?;
                 continue;
             }
-            let urgent = self.waiting.iter().any(|entry| is_urgent(entry.transition.event));
+            let urgent = self.waiting.iter().any(Arrival::is_urgent);
             let due = self.virtually(self.policy.due(self.instant(self.now), urgent));
             if due > self.now {
                 // Whoever comes before that may be urgent.
@@ -90,10 +98,6 @@ impl<I: Iterator<Item = LedgerEntry>> Iterator for Pushes<I> {
             return Some(Push { at, entries });
         }
     }
-}
-
-fn is_urgent(event: TransitionEvent) -> bool {
-    matches!(event, TransitionEvent::Aborted | TransitionEvent::Promoted)
 }
 
 /// The places of one run: a remote, and the operator's cache.
@@ -119,7 +123,7 @@ impl Bench {
     }
 
     /// One push; how long it took.
-    pub async fn push(&self, push: &Push) -> anyhow::Result<Duration> {
+    pub async fn push(&self, push: &Push<LedgerEntry>) -> anyhow::Result<Duration> {
         let began = Instant::now();
         self.ledger.append(&push.entries).await?;
         Ok(began.elapsed())
@@ -175,17 +179,4 @@ fn git(directory: &Path, arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new("git").arg("-C").arg(directory).args(arguments).output()?;
     anyhow::ensure!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
-}
-
-/// The fleet's transitions with those of a burst in their middle: so many Rollouts abort at one moment.
-pub fn with_burst(fleet: Fleet, size: usize, at: usize) -> impl Iterator<Item = LedgerEntry> {
-    let mut moment = None;
-    fleet.enumerate().map(move |(index, mut entry)| {
-        if index >= at && index < at + size {
-            let moment = *moment.get_or_insert(entry.transition.at);
-            entry.transition.at = moment;
-            entry.transition.event = TransitionEvent::Aborted;
-        }
-        entry
-    })
 }
