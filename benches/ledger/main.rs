@@ -42,6 +42,9 @@ struct Arguments {
     /// Simulate the policy only, write nothing
     #[arg(long)]
     policy_only: bool,
+    /// Keep the repository in this new directory
+    #[arg(long)]
+    keep: Option<std::path::PathBuf>,
     /// `cargo bench` says so
     #[arg(long, hide = true)]
     bench: bool,
@@ -83,6 +86,11 @@ async fn main() -> anyhow::Result<()> {
     }
     println!("\nWriting, {} pushes to a bare repository on this disk", costs.len());
     report_costs(&costs);
+    if let Some(keep) = &arguments.keep {
+        std::fs::create_dir_all(keep.parent().unwrap_or(keep))?;
+        std::fs::rename(bench.remote(), keep)?;
+        std::os::unix::fs::symlink(keep, bench.remote())?;
+    }
     let packed = bench.packed()?;
     println!("\nSize, repacked: {packed} bytes, {} a transition (goal: 900)", packed / written.max(1) as u64);
     for (folder, bytes, count) in bench.by_folder()? {
