@@ -145,6 +145,7 @@ impl Member {
                 namespace: namespace.clone(),
                 name: name.clone(),
                 uid: uid(self.number),
+                covers: Vec::new(),
                 state: state_document(&self.world.status),
                 plan: plan_text::text(&key, &self.world.status, &forecast(&snapshot, transition.at)),
                 evidence: evidence.collect(),
