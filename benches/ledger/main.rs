@@ -59,7 +59,8 @@ async fn main() -> anyhow::Result<()> {
 
     let lasts = TimeDelta::seconds(arguments.push_takes.into());
     println!("Policy, where a push takes {} s", arguments.push_takes);
-    let moments: Vec<Moment> = Fleet::new(size).map(|entry| Moment { at: entry.at(), urgent: entry.is_urgent() }).collect();
+    let moments: Vec<Moment> =
+        Fleet::new(size).map(|entry| Moment { at: entry.at(), urgent: entry.is_urgent() }).collect();
     report_policy("steady", Pushes::of(moments.iter().copied(), lasts), lasts);
     let (before, after) = moments.split_at(moments.len() / 2);
     let at = before.last().map(Arrival::at).unwrap_or_default();
@@ -158,7 +159,11 @@ fn report_costs(costs: &[(usize, Duration)]) {
     };
     let ends = [("beginning", 0), ("middle", middle), ("end", costs.len().saturating_sub(part))];
     for (name, from) in ends {
-        println!("  {name:<10} a push {:>7.1} ms, a commit {:>7.1} ms (medians)", median(from, false), median(from, true));
+        println!(
+            "  {name:<10} a push {:>7.1} ms, a commit {:>7.1} ms (medians)",
+            median(from, false),
+            median(from, true)
+        );
     }
     let ratio = median(costs.len().saturating_sub(part), true) / median(0, true);
     println!("  a commit at the end takes {ratio:.2} times what it takes at the beginning (goal: at most 1.5)");
