@@ -11,6 +11,7 @@ pub mod projections;
 pub mod queue;
 pub mod rollout;
 pub mod sync_plan;
+pub mod write_back;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
