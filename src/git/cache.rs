@@ -75,7 +75,7 @@ pub struct Repository {
     pub(super) stores: Arc<Stores>,
     pub(super) remote: Arc<Remote>,
     pub(super) timeouts: Timeouts,
-    home: PathBuf,
+    pub(super) home: PathBuf,
 }
 
 /// The way to a remote repository.

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::address::check_branch;
 use super::cache::{Remote, Repository, Store, Timeouts, list_remote};
-use super::command::Git;
+use super::command::{Git, Output};
 use super::epoch::Epoch;
 use super::error::{GitError, Rejection, Result, Scrubber, classify, detail};
 use super::import::{Import, NewCommit, seconds};
@@ -807,38 +807,7 @@ impl Ledger {
         let arguments = ["push", "--porcelain", "--no-follow-tags", "--", "origin", &refspec];
         let doing = format!("pushing the branch {branch}");
         let output = git.call(doing.clone(), arguments).limit(self.timeouts.push).output().await?;
-        if output.success {
-            return Ok(());
-        }
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        let Some(refused) = stdout.lines().find(|line| line.starts_with('!')) else {
-            return Err(classify(&doing, &git.remote, &output.stderr, &git.scrubber));
-        };
-        let text = refused.to_ascii_lowercase();
-        let said: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("remote:")).collect();
-        let reason = refused.rsplit('\t').next().unwrap_or_default();
-        let detail = detail(&format!("{reason} {}", said.join(" ")), &git.scrubber);
-        if text.contains("unpacker error") {
-            // It took what we sent and could not store it, as when its disk is full.
-            return Err(GitError::Unreachable { remote: git.remote, detail });
-        }
-        let why = if ["non-fast-forward", "fetch first", "stale info", "reference already exists"]
-            .iter()
-            .any(|sign| text.contains(sign))
-        {
-            Rejection::NonFastForward
-        } else if ["incorrect old value", "cannot lock ref", "failed to update ref"]
-            .iter()
-            .any(|sign| text.contains(sign))
-        {
-            // Two pushes met on the server, or its disk failed.
-            if output.stderr.contains("is at ") { Rejection::NonFastForward } else { Rejection::Other }
-        } else if ["hook", "protected", "declined", "prohibited"].iter().any(|sign| text.contains(sign)) {
-            Rejection::Hook
-        } else {
-            Rejection::Other
-        };
-        Err(GitError::Rejected { remote: git.remote, branch, why, detail: format!(": {detail}") })
+        pushed(&git, &doing, &branch, &output)
     }
 
     /// Pushes what is certain of all branches of this ledger to another remote, as fast-forwards. Waits for nobody who
@@ -1005,5 +974,44 @@ fn blocking<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Result<T> 
             runtime.map_err(|error| broken(error.to_string()))?.block_on(work)
         });
         thread.join().unwrap_or_else(|_| Err(broken("the thread that ran git ended early".to_owned())))
+    })
+}
+
+/// What a push came to, by what git says in its porcelain format.
+pub(super) fn pushed(git: &Git, doing: &str, branch: &str, output: &Output) -> Result<()> {
+    if output.success {
+        return Ok(());
+    }
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let Some(refused) = stdout.lines().find(|line| line.starts_with('!')) else {
+        return Err(classify(doing, &git.remote, &output.stderr, &git.scrubber));
+    };
+    let text = refused.to_ascii_lowercase();
+    let said: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("remote:")).collect();
+    let reason = refused.rsplit('\t').next().unwrap_or_default();
+    let detail = detail(&format!("{reason} {}", said.join(" ")), &git.scrubber);
+    if text.contains("unpacker error") {
+        // It took what we sent and could not store it, as when its disk is full.
+        return Err(GitError::Unreachable { remote: git.remote.clone(), detail });
+    }
+    let why = if ["non-fast-forward", "fetch first", "stale info", "reference already exists"]
+        .iter()
+        .any(|sign| text.contains(sign))
+    {
+        Rejection::NonFastForward
+    } else if ["incorrect old value", "cannot lock ref", "failed to update ref"].iter().any(|sign| text.contains(sign))
+    {
+        // Two pushes met on the server, or its disk failed.
+        if output.stderr.contains("is at ") { Rejection::NonFastForward } else { Rejection::Other }
+    } else if ["hook", "protected", "declined", "prohibited"].iter().any(|sign| text.contains(sign)) {
+        Rejection::Hook
+    } else {
+        Rejection::Other
+    };
+    Err(GitError::Rejected {
+        remote: git.remote.clone(),
+        branch: branch.to_owned(),
+        why,
+        detail: format!(": {detail}"),
     })
 }

@@ -6,6 +6,7 @@
 mod address;
 mod archive;
 mod cache;
+mod change;
 mod command;
 mod entries;
 mod epoch;
@@ -24,6 +25,7 @@ mod verify;
 pub use address::{Access, Credentials, RemoteAddress};
 pub use archive::{Archive, ArchivedBranch, ArchivedLedger, Chain};
 pub use cache::{GitCache, Repository, Timeouts, check_executable};
+pub use change::FileChange;
 pub use epoch::Epoch;
 pub use error::{GitError, Missing, Rejection, Result};
 pub use history::{Change, Commit, Content, History, Person, Segment, Trailers, TreeEntry};
@@ -31,5 +33,5 @@ pub use ledger::{Appended, Fork, Ledger, LedgerContents, LedgerPolicy, LocalLedg
 pub use ledger_entry::{Evidence, LedgerEntry, state_document};
 pub use push_policy::PushPolicy;
 pub use signing::Signer;
-pub use source::{ReadLimits, Source, SourceFile};
+pub use source::{Before, ReadLimits, Source, SourceFile};
 pub use verify::{ALLOWED_SIGNERS, Fault, Report, Signature, VerifyOptions, verify};

@@ -84,6 +84,39 @@ impl Repository {
     }
 }
 
+/// Manifests as they were before a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Before {
+    /// The commit before it.
+    pub source: Source,
+    /// The first line of its message.
+    pub subject: String,
+}
+
+impl Repository {
+    /// The manifests of the first parent of a commit.
+    pub(super) async fn read_parent(&self, commit: &str, path: Option<&str>, limits: &ReadLimits) -> Result<Before> {
+        let path = check_path(path)?;
+        let mut store = self.stores.source.lock().await;
+        let mut reading = Reading { remote: &self.remote, timeouts: self.timeouts, branch: commit, path, limits };
+        reading.tidy(&store)?;
+        store.prepare().await?;
+        let git = store.git_with(&self.remote);
+        let options: &[&str] = if store.whole { &["--no-filter"] } else { &["--filter=blob:none"] };
+        let arguments = ["fetch", "--quiet", "--depth=2", "--no-tags", "--no-write-fetch-head"].iter().chain(options);
+        let arguments = arguments.chain(&["--", "origin", commit]).map(|&option| option.to_owned()).collect();
+        let git = if store.whole { git } else { partial(git) };
+        let packs = store.directory.join("objects/pack");
+        reading.fetching(&git, arguments, Vec::new(), &packs).await?;
+        let own = store.git();
+        let subject = own.call("reading the commit", ["log", "-1", "--format=%s", commit, "--"]).line().await?;
+        let parent = own.call("looking for the commit before", ["rev-parse", "--verify", &format!("{commit}^")]);
+        let commit = parent.line().await?;
+        let source = reading.read_at(&mut store, commit).await?;
+        Ok(Before { source, subject })
+    }
+}
+
 struct Reading<'a> {
     remote: &'a Remote,
     timeouts: Timeouts,
@@ -97,6 +130,11 @@ impl Reading<'_> {
         self.tidy(store)?;
         store.prepare().await?;
         let commit = self.fetch(store).await?;
+        self.read_at(store, commit).await
+    }
+
+    /// The manifests of a commit that is here.
+    async fn read_at(&mut self, store: &mut Store, commit: String) -> Result<Source> {
         let entries = self.entries(store, &commit).await?;
         let contents = match self.contents(store, &entries).await {
             Err(GitError::Failed { detail, .. }) if !store.whole && detail.contains("unadvertised object") => {
@@ -305,7 +343,7 @@ pub(super) async fn read_objects(git: &Git, objects: &[&str], total: u64) -> Res
 
 /// As a partial clone, for this one call: written into the repository's configuration it would let any later
 /// call fetch by itself.
-fn partial(mut git: Git) -> Git {
+pub(super) fn partial(mut git: Git) -> Git {
     git.options.extend(
         ["remote.origin.promisor=true", "remote.origin.partialclonefilter=blob:none", "fetch.unpackLimit=1"]
             .map(str::to_owned),

@@ -23,6 +23,7 @@ use super::{
 use crate::api::{Transition, TransitionEvent};
 
 mod authorities;
+mod change;
 mod entries;
 mod epochs;
 mod history;

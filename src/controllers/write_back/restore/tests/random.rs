@@ -297,7 +297,8 @@ fn a_bad_commit_is_undone_to_the_byte() {
         let file = |template: &str| format!("{before}{template}{after}");
         let (good, bad) = (file(&good), file(&bad));
         // Somebody has worked around it since.
-        let since = |text: &str| text.replacen("x: 1", "x: 2 # other", 1).replacen("# a", "# aa\n#", 1).replace("# e", "");
+        let since =
+            |text: &str| text.replacen("x: 1", "x: 2 # other", 1).replacen("# a", "# aa\n#", 1).replace("# e", "");
         let tip = declared("w.yaml", &since(&bad));
         let Ok(restored) = restore(&tip, Good::Declaration(&declared("w.yaml", &good)), WEB) else {
             refused += 1;
