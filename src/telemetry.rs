@@ -113,6 +113,8 @@ struct Instruments {
     outbox_depth: Gauge,
     record_lag: Gauge<f64, std::sync::atomic::AtomicU64>,
     mirror_lag: Gauge<f64, std::sync::atomic::AtomicU64>,
+    git_ahead: Gauge,
+    git_ahead_age: Gauge<f64, std::sync::atomic::AtomicU64>,
     log_tip: Family<BranchLabel, Gauge>,
     reconcile_seconds: Histograms<1>,
     reconcile_errors: Family<Labels<2>, Counter>,
@@ -168,6 +170,8 @@ impl Metrics {
         let outbox_depth = Gauge::default();
         let record_lag = Gauge::default();
         let mirror_lag = Gauge::default();
+        let git_ahead = Gauge::default();
+        let git_ahead_age = Gauge::default();
         let log_tip = Family::<BranchLabel, Gauge>::default();
         let reconcile_seconds: Histograms<1> = Family::new_with_constructor(turn_histogram);
         let reconcile_errors = Family::<Labels<2>, Counter>::default();
@@ -189,6 +193,8 @@ impl Metrics {
         registry.register("outbox_depth", "Transitions that are not yet in git", outbox_depth.clone());
         registry.register("record_lag_seconds", "Age of the oldest transition not yet in git", record_lag.clone());
         registry.register("mirror_lag_seconds", "Time since the second remote lacks something", mirror_lag.clone());
+        registry.register("git_ahead", "Rollouts for which git asks for what was aborted", git_ahead.clone());
+        registry.register("git_ahead_seconds", "Time since the first of them", git_ahead_age.clone());
         registry.register("log_tip", "The first 13 hex digits of a log branch's tip, as a number", log_tip.clone());
         registry.register("reconcile_seconds", "Time one turn of a loop takes", reconcile_seconds.clone());
         registry.register("reconcile_errors", "Turns that failed", reconcile_errors.clone());
@@ -220,6 +226,8 @@ impl Metrics {
             outbox_depth,
             record_lag,
             mirror_lag,
+            git_ahead,
+            git_ahead_age,
             log_tip,
             reconcile_seconds,
             reconcile_errors,
@@ -278,6 +286,12 @@ impl Metrics {
     /// How long the second remote of a log has been behind.
     pub fn set_mirror_lag(&self, lag: Duration) {
         self.0.mirror_lag.set(lag.as_secs_f64());
+    }
+
+    /// For how many Rollouts git asks for what was aborted, and since when the first of them.
+    pub fn set_git_ahead(&self, count: usize, oldest: Duration) {
+        self.0.git_ahead.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.0.git_ahead_age.set(oldest.as_secs_f64());
     }
 
     /// The tip of a log branch, as a number that fits a float: whoever keeps the series can tell a rewrite.

@@ -117,6 +117,14 @@ impl WorkTree {
         Ok(())
     }
 
+    /// The lines that differ between a commit and what is checked out.
+    pub async fn changed_since(&self, sha: &str) -> Result<Vec<String>> {
+        let text = self.git().args(["diff", "--unified=0", "--no-color", sha, "HEAD"]).ok().await?;
+        let changed =
+            |line: &&str| line.starts_with(['+', '-']) && !line.starts_with("+++") && !line.starts_with("---");
+        Ok(text.lines().filter(changed).map(str::to_owned).collect())
+    }
+
     /// Brings the branch to what the server has.
     pub async fn pull(&self) -> Result<String> {
         self.git().args(["pull", "--quiet", "--ff-only", "origin", &self.branch]).ok().await?;

@@ -476,6 +476,12 @@ impl Shop<'_> {
         Ok(serde_json::to_value(rollouts.get("web").await?)?)
     }
 
+    /// A condition of the Rollout.
+    pub async fn condition(&self, type_: &str) -> Result<Option<Value>> {
+        let conditions = self.rollout().await?["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        Ok(conditions.into_iter().find(|condition| condition["type"] == type_))
+    }
+
     /// The route.
     pub fn routes(&self) -> Api<DynamicObject> {
         self.world.objects("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes", &self.namespace)

@@ -22,6 +22,7 @@ use super::ledger::{self, LedgerController, LedgerKey, SecretRemotes};
 use super::projections::{self, ProjectionController};
 use super::queue::{self, Queue, QueueConfig};
 use super::rollout::RolloutController;
+use super::write_back::{self, SecretDoors, WriteBack};
 use crate::api::names;
 use crate::cluster::apply::Applier;
 use crate::cluster::client::client;
@@ -114,8 +115,10 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
         metrics: metrics.clone(),
         now,
     }));
+    let reverts = Queue::new("write-back", write_back::queue_config());
     let observer = Arc::new(Wiring {
         rollouts: rollouts.clone(),
+        reverts: reverts.clone(),
         syncs: syncs.clone(),
         projections: Arc::clone(&projections),
         analyses: analyses.clone(),
@@ -141,6 +144,26 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
         metrics: metrics.clone(),
         now,
     }));
+    let reverting = {
+        let write_back = Arc::new(WriteBack::new(write_back::Parts {
+            writer: writer.clone(),
+            doors: SecretDoors { secrets: secrets.clone(), cache: cache.clone() },
+            ledger: ledger.clone(),
+            cluster: args.cluster_name.clone(),
+            operator_namespace: args.namespace.clone(),
+            metrics: metrics.clone(),
+            now,
+        }));
+        let readiness = readiness.clone();
+        let turn = move |key: Key| {
+            let (write_back, ready) = (Arc::clone(&write_back), readiness.is_ready());
+            async move {
+                // Half of the cluster would look like Rollouts that nobody records.
+                if ready { write_back.turn(key).await } else { queue::Outcome::After(Duration::from_millis(100)) }
+            }
+        };
+        tokio::spawn(queue::run(reverts, turn, metrics.clone(), shutdown.clone()))
+    };
     let repos = Arc::new(DeployRepos::new(
         repo_applier,
         secrets,
@@ -259,6 +282,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     let _ = analysing.await;
     let _ = syncing.await;
     let _ = telling.await;
+    let _ = reverting.await;
     let _ = recording.await;
     ledger.flush(FLUSH).await;
     let _ = webhooks.await;
@@ -324,6 +348,7 @@ async fn follow_leadership(
 /// From what the watches see to who works on it.
 struct Wiring {
     rollouts: Queue<Key>,
+    reverts: Queue<Key>,
     syncs: Queue<Key>,
     projections: Arc<ProjectionController<GitCache>>,
     analyses: AnalysisController,
@@ -381,6 +406,9 @@ impl Observer for Wiring {
                 Some(before) if before != stamp && stamp.is_some() => self.trigger.request(key),
                 _ => self.syncs.add(key.clone()),
             }
+        }
+        if kind == Kind::Rollout {
+            self.reverts.add(key.clone());
         }
         for rollout in rollouts {
             self.rollouts.add(rollout);

@@ -111,9 +111,10 @@ pub(super) async fn history_is_forced_back_in_the_middle_of_a_canary(world: &Wor
     shop.remove().await
 }
 
-pub(super) async fn two_clusters_on_one_path_have_a_log_each(world: &World) -> Result<()> {
+pub(super) async fn two_clusters_on_one_path_have_a_log_each_and_revert_together(world: &World) -> Result<()> {
     let second = World::start_as(&world.tools, "second").await?;
-    let first_shop = world.shop("both").await?;
+    let mut first_shop = world.shop("both").await?;
+    first_shop.declare_more(json!({"onAbort": "commit", "abortQuorum": 2}), &[]).await?;
     first_shop.release("v1").await?;
     let second_shop = second.shop_of(&first_shop).await?;
     let shops = [&first_shop, &second_shop];
@@ -122,14 +123,18 @@ pub(super) async fn two_clusters_on_one_path_have_a_log_each(world: &World) -> R
     }
     let traffic = [first_shop.traffic().await?, second_shop.traffic().await?];
     let bad = first_shop.release("v3").await?;
-    for shop in shops {
-        shop.phase("Aborted", WHOLE).await?;
-        shop.no_canary().await?;
-    }
-    first_shop.revert(&bad).await?;
+    // Nobody reverts: when both have aborted it, git is put back for both.
     for shop in shops {
         shop.promoted("v1", WHOLE).await?;
+        shop.no_canary().await?;
     }
+    first_shop.tree.pull().await?;
+    let since = first_shop.tree.log("main").await?;
+    let since: Vec<_> = since.iter().take_while(|entry| entry.sha != bad).collect();
+    ensure!(since.len() == 1, "it is reverted once: {since:?}");
+    ensure!(since[0].subject == "Revert \"web v3\"", "as git words it: {:?}", since[0]);
+    let changed = first_shop.tree.changed_since(&bad).await?;
+    ensure!(changed.len() == 2, "one line changes and no other: {changed:?}");
     for traffic in traffic {
         none_lost(&traffic.stop().await)?;
     }

@@ -53,9 +53,13 @@ pub fn all() -> Vec<Story> {
         story!(240, git::a_fresh_cluster_does_not_roll_out_what_was_aborted),
         story!(180, git::a_repository_that_cannot_be_read_says_so_and_recovers),
         story!(240, forge::a_pull_request_is_merged_and_released_over_https_and_over_ssh),
+        story!(240, forge::a_verdict_opens_a_pull_request_and_its_merge_makes_the_rollout_ready),
         story!(180, ledger::the_ledger_has_a_repository_of_its_own_a_key_and_a_mirror),
         story!(180, ledger::history_is_forced_back_in_the_middle_of_a_canary),
-        Story { breaks_components: true, ..story!(300, ledger::two_clusters_on_one_path_have_a_log_each) },
+        Story {
+            breaks_components: true,
+            ..story!(300, ledger::two_clusters_on_one_path_have_a_log_each_and_revert_together)
+        },
         story!(180, releases::two_rollouts_move_at_the_same_time),
         story!(180, faults::a_hand_edit_of_the_route_is_put_back),
         story!(180, faults::an_invalid_rollout_stalls_and_recovers),
