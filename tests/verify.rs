@@ -298,7 +298,7 @@ fn cases() -> Vec<Case> {
             let mut again = commits[5].clone();
             again.parents = vec![again.id.clone()];
             again.id = "f".repeat(40);
-            again.message.push_str("\n");
+            again.message.push('\n');
             commits.insert(6, again);
             commits[7].parents = vec!["f".repeat(40)];
         }, "expected the state that this entry led to, found the one before"),

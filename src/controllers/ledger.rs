@@ -456,8 +456,8 @@ impl<R: Remotes> LedgerController<R> {
         let sets = index.replica_sets_of(&rollout_key);
         let declared = rollout.spec.as_ref().ok().map(|spec| &spec.template);
         // As it was declared: a ReplicaSet holds it with the API server's defaults, and then it is another revision.
-        let known = sets.iter().map(|set| &set.template).chain(declared);
-        let template: Option<&PodTemplate> = known.filter(|template| template.revision() == *revision).next_back();
+        let mut known = sets.iter().map(|set| &set.template).chain(declared);
+        let template: Option<&PodTemplate> = known.rfind(|template| template.revision() == *revision);
         let runs = index.analysis_runs_of(&rollout_key);
         record::entry(&key.cluster, waiting, template, &runs, || {
             super::plan_text::of(index, rollout, self.state(&rollout_key), (self.parts.now)())

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use self::restore::{Good, NotLiteral, Wanted, find, restore};
+use self::restore::{Good, NotLiteral, Wanted, find, in_words_of, restore, undeclared};
 use super::LedgerView;
 use super::credentials::{CredentialsError, Remote, Secrets};
 use super::ledger::record::{Trouble, recorder};
@@ -360,7 +360,9 @@ impl<D: Doors> WriteBack<D> {
             let Some(declared) = find(files, wanted) else {
                 return Err(NotLiteral::new("spec.template", "is not written in a manifest of this repository").into());
             };
-            if crate::api::PodTemplate(declared.template.clone()).revision() != ahead.release.revision {
+            // The cluster adds defaults to what is declared, so both are compared by what is declared.
+            let Ok(bad) = ahead.rollout.spec.as_ref().map(|spec| &spec.template.0) else { return Ok(None) };
+            if undeclared(&declared.template, bad).is_some() {
                 return Ok(None);
             }
             let before = match ahead.commit {
@@ -369,17 +371,23 @@ impl<D: Doors> WriteBack<D> {
             };
             let subject = before.as_ref().map(|before| before.subject.clone());
             let stable = ahead.status.stable_revision.as_deref();
-            let good = before.as_ref().and_then(|before| {
-                let files = before.source.files.iter().map(|file| (file.path.as_str(), file.content.as_str()));
-                let good = find(files, wanted)?;
-                let revision = crate::api::PodTemplate(good.template.clone()).revision();
-                (Some(revision.as_str()) == stable).then_some(good)
-            });
             let recorded = self.parts.ledger.state(&identity.key()).last_good;
             let recorded = recorded.filter(|(revision, _)| Some(revision.as_str()) == stable);
+            let recorded = recorded.map(|(_, template)| template.0);
+            let sets = self.index().replica_sets_of(&identity.key());
+            let serving = sets.iter().find(|set| Some(set.revision.as_str()) == stable).map(|set| &set.template.0);
+            let stored = recorded.as_ref().or(serving);
+            let good = before.as_ref().zip(stored).and_then(|(before, stored)| {
+                let files = before.source.files.iter().map(|file| (file.path.as_str(), file.content.as_str()));
+                find(files, wanted).filter(|good| undeclared(&good.template, stored).is_none())
+            });
+            let words;
             let good = match (&good, &recorded) {
                 (Some(good), _) => Good::Declaration(good),
-                (None, Some((_, template))) => Good::Template(&template.0),
+                (None, Some(recorded)) => {
+                    words = in_words_of(&declared.template, bad, recorded)?;
+                    Good::Template(&words)
+                }
                 (None, None) => {
                     return Err(
                         NotLiteral::new("spec.template", "was good in no commit and no record that is known").into()

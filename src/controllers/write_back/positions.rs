@@ -39,8 +39,8 @@ pub(super) enum Kind {
     Mapping { flow: bool, entries: Vec<(Node, Node)> },
     /// A sequence.
     Sequence { flow: bool, items: Vec<Node> },
-    /// The name of another value, by its anchor's number.
-    Alias(usize),
+    /// The name of another value.
+    Alias,
 }
 
 impl Node {
@@ -77,7 +77,7 @@ impl Node {
         self.anchor != 0
             || match &self.kind {
                 Kind::Scalar { .. } => false,
-                Kind::Alias(_) => true,
+                Kind::Alias => true,
                 Kind::Mapping { entries, .. } => {
                     entries.iter().any(|(key, value)| key.has_names() || value.has_names())
                 }
@@ -139,7 +139,7 @@ where
             }
             Event::Alias(anchor) => {
                 self.aliased.insert(anchor);
-                Ok(Node { bytes, tag, anchor: 0, kind: Kind::Alias(anchor) })
+                Ok(Node { bytes, tag, anchor: 0, kind: Kind::Alias })
             }
             Event::SequenceStart(style, anchor, _) => {
                 let mut items = Vec::new();

@@ -168,36 +168,6 @@ fn is_meant(tip: &Declaration, text: &str, template: &Value, wanted: Wanted<'_>)
     same && before.len() == after.len() && template_of(&after, wanted) == Some(template)
 }
 
-/// The fields in which two values differ.
-pub(super) fn differences(a: &Value, b: &Value) -> Vec<String> {
-    let mut fields = Vec::new();
-    compare(a, b, FIELD, &mut fields);
-    fields
-}
-
-fn compare(a: &Value, b: &Value, path: &str, fields: &mut Vec<String>) {
-    match (a, b) {
-        _ if a == b => {}
-        (Value::Object(a), Value::Object(b)) => {
-            let both: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            for key in both {
-                match (a.get(key), b.get(key)) {
-                    (Some(a), Some(b)) => compare(a, b, &member(path, key), fields),
-                    _ => fields.push(member(path, key)),
-                }
-            }
-        }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            for (index, (a, b)) in a.iter().zip(b).enumerate() {
-                let name = a.get("name").and_then(Value::as_str).filter(|name| b.get("name") == Some(&(*name).into()));
-                let label = name.map_or_else(|| index.to_string(), str::to_owned);
-                compare(a, b, &format!("{path}[{label}]"), fields);
-            }
-        }
-        _ => fields.push(path.to_owned()),
-    }
-}
-
 /// The first field that a manifest declares and the cluster has otherwise. What the cluster has besides is what it
 /// adds by itself.
 pub(super) fn undeclared(declared: &Value, stored: &Value) -> Option<String> {

@@ -129,7 +129,7 @@ impl<'a> Splice<'a> {
         if from == to {
             return Ok(());
         }
-        if matches!(tip.node.kind, Kind::Alias(_)) {
+        if matches!(tip.node.kind, Kind::Alias) {
             return Err(written_elsewhere(path));
         }
         if self.aliased.contains(&tip.node.anchor) {
@@ -663,14 +663,14 @@ fn is_flow(node: &Node) -> bool {
 fn on_its_line(node: &Node) -> bool {
     match node.kind {
         Kind::Scalar { .. } => !node.is_block_scalar(),
-        Kind::Alias(_) => true,
+        Kind::Alias => true,
         Kind::Mapping { flow, .. } | Kind::Sequence { flow, .. } => flow,
     }
 }
 
 fn has_alias(node: &Node) -> bool {
     match &node.kind {
-        Kind::Alias(_) => true,
+        Kind::Alias => true,
         Kind::Scalar { .. } => false,
         Kind::Mapping { entries, .. } => entries.iter().any(|(key, value)| has_alias(key) || has_alias(value)),
         Kind::Sequence { items, .. } => items.iter().any(has_alias),
@@ -680,7 +680,7 @@ fn has_alias(node: &Node) -> bool {
 fn has_anchor_of(node: &Node, anchors: &BTreeSet<usize>) -> bool {
     anchors.contains(&node.anchor)
         || match &node.kind {
-            Kind::Alias(_) | Kind::Scalar { .. } => false,
+            Kind::Alias | Kind::Scalar { .. } => false,
             Kind::Mapping { entries, .. } => {
                 entries.iter().any(|(key, value)| has_anchor_of(key, anchors) || has_anchor_of(value, anchors))
             }
