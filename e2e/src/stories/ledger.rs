@@ -124,6 +124,11 @@ pub(super) async fn two_clusters_on_one_path_have_a_log_each_and_revert_together
     let traffic = [first_shop.traffic().await?, second_shop.traffic().await?];
     let bad = first_shop.release("v3").await?;
     // Nobody reverts: when both have aborted it, git is put back for both.
+    wait_for("the revert", WHOLE, async || match first_shop.tree.log("main").await?.first() {
+        Some(newest) if newest.sha != bad => Ok(()),
+        _ => Err(anyhow!("the newest commit is still the bad one")),
+    })
+    .await?;
     for shop in shops {
         shop.promoted("v1", WHOLE).await?;
         shop.no_canary().await?;
