@@ -625,14 +625,13 @@ impl Shop<'_> {
             return Ok(());
         }
         let tip = self.deploy_repo().await?["status"]["logTip"].as_str().unwrap_or_default().to_owned();
-        Command::new(self.world.binaries.join("sluice"))
-            .arg("verify")
-            .arg(self.tree.dir())
-            .args(["--cluster", self.world.name, "--expect", &tip])
-            .within(Duration::from_secs(60))
-            .ok()
-            .await
-            .with_context(|| format!("the ledger of {}", self.namespace))?;
+        let auditor = |command: &str| {
+            let sluice = Command::new(self.world.binaries.join("sluice")).arg(command).arg(self.tree.dir());
+            sluice.args(["--cluster", self.world.name]).within(Duration::from_secs(60))
+        };
+        let failed = || format!("the ledger of {}", self.namespace);
+        auditor("verify").args(["--expect", &tip]).ok().await.with_context(failed)?;
+        auditor("replay").ok().await.with_context(failed)?;
         Ok(())
     }
 

@@ -11,14 +11,14 @@ use super::condition::Condition;
 use crate::{
     api::{
         AnalysisPhase, AnalysisRunSpec, AnalysisRunStatus, Measurement, Metric, MetricResult, MissingPolicy,
-        MissingThen, Threshold, Verdict,
+        MissingThen, Threshold, Unusable, Verdict,
     },
     engine::AnalysisState,
     metrics::Answer,
 };
 
 /// How many measurements a metric keeps.
-const KEPT: usize = 20;
+pub(super) const KEPT: usize = 20;
 /// How soon a metric without a usable sample is asked again, unless its interval is shorter.
 const RETRY: TimeDelta = TimeDelta::seconds(10);
 /// How far a sample may be ahead of our clock: clocks differ a little.
@@ -32,36 +32,62 @@ pub fn measure(metric: &Metric, answer: Result<&Answer, &str>, at: DateTime<Utc>
         Ok(answer) => {
             let (verdict, message) = judge_sample(metric, answer, now);
             let values = answer.samples.iter().take(KEPT_VALUES).map(|sample| number(sample.value)).collect();
-            Measurement { at, verdict, values, message }
+            let series = answer.samples.len();
+            let series = (series > KEPT_VALUES).then(|| i32::try_from(series).unwrap_or(i32::MAX));
+            let unusable = unusable(answer, now).map(|(unusable, _)| unusable);
+            Measurement { at, verdict, values, message, unusable, series }
         }
-        Err(error) => Measurement { at, verdict: Verdict::Error, values: Vec::new(), message: error.to_owned() },
+        Err(error) => {
+            let unusable = Some(Unusable { no_answer: true, ..Unusable::default() });
+            let message = error.to_owned();
+            Measurement { at, verdict: Verdict::Error, values: Vec::new(), message, unusable, series: None }
+        }
     }
 }
 
 /// What an answer means for a metric, and why.
 pub fn judge_sample(metric: &Metric, answer: &Answer, now: DateTime<Utc>) -> (Verdict, String) {
+    match unusable(answer, now) {
+        Some((_, message)) => (Verdict::NoData, message),
+        None => {
+            let values: Vec<f64> = answer.samples.iter().map(|sample| sample.value).collect();
+            judge_values(metric, &values)
+        }
+    }
+}
+
+/// Why an answer counts for nothing, whatever its values.
+fn unusable(answer: &Answer, now: DateTime<Utc>) -> Option<(Unusable, String)> {
     if answer.warnings > 0 {
         let message = format!("the source answered with {} warning(s): the result may be partial", answer.warnings);
-        return (Verdict::NoData, message);
+        let warnings = Some(i32::try_from(answer.warnings).unwrap_or(i32::MAX));
+        return Some((Unusable { warnings, ..Unusable::default() }, message));
     }
-    for sample in &answer.samples {
-        let age = now - sample.at;
-        if age > answer.max_age {
-            let message = format!("the sample is {} s old, older than {}", age.num_seconds(), seconds(answer.max_age));
-            return (Verdict::NoData, message);
-        }
-        if age < -AHEAD {
-            let message = format!("the sample is {} s in the future: compare the clocks", -age.num_seconds());
-            return (Verdict::NoData, message);
-        }
-    }
-    let values: Vec<f64> = answer.samples.iter().map(|sample| sample.value).collect();
+    let (from, until) = (now - answer.max_age, now + AHEAD);
+    let sample = answer.samples.iter().find(|sample| sample.at < from || sample.at > until)?;
+    let age = now - sample.at;
+    let message = if sample.at < from {
+        format!("the sample is {} s old, older than {}", age.num_seconds(), seconds(answer.max_age))
+    } else {
+        format!("the sample is {} s in the future: compare the clocks", -age.num_seconds())
+    };
+    let unusable = Unusable {
+        sample_at: Some(sample.at),
+        usable_from: Some(from),
+        usable_until: Some(until),
+        ..Unusable::default()
+    };
+    Some((unusable, message))
+}
+
+/// What values mean for a metric, and why.
+pub(super) fn judge_values(metric: &Metric, values: &[f64]) -> (Verdict, String) {
     let mut verdicts = Vec::new();
     if let Some(threshold) = metric.threshold {
-        verdicts.push(within(threshold, &values));
+        verdicts.push(within(threshold, values));
     }
     if metric.success_condition.is_some() || metric.failure_condition.is_some() {
-        verdicts.push(conditions(metric, &values));
+        verdicts.push(conditions(metric, values));
     }
     // The worst of the two counts; bad is worse than unknown, unknown worse than undecided.
     let rank = |verdict: Verdict| match verdict {
@@ -303,7 +329,8 @@ pub fn advance_all(
     conclude(spec, &next, now)
 }
 
-fn take_in(metric: &Metric, result: &mut MetricResult, measurement: Measurement) {
+/// Counts one measurement of a metric, and ends the metric when a limit or its count is reached.
+pub(super) fn take_in(metric: &Metric, result: &mut MetricResult, measurement: Measurement) {
     match measurement.verdict {
         Verdict::Pass => {
             result.passed += 1;
@@ -537,7 +564,14 @@ mod tests {
             Verdict::NoData => "the query gave no series",
             Verdict::Error => "not reachable: connection refused",
         };
-        Measurement { at: at(seconds), verdict, values: Vec::new(), message: message.into() }
+        Measurement {
+            at: at(seconds),
+            verdict,
+            values: Vec::new(),
+            message: message.into(),
+            unusable: None,
+            series: None,
+        }
     }
 
     #[test]

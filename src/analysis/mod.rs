@@ -6,4 +6,5 @@
 pub mod arguments;
 pub mod condition;
 pub mod judge;
+pub mod replay;
 pub mod resolve;

@@ -362,4 +362,31 @@ pub struct Measurement {
     /// Why, when it is not a plain pass or fail. Never the text of a foreign answer.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// Why the answer counted for nothing, whatever its values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unusable: Option<Unusable>,
+    /// How many series were answered, when there were more than values are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub series: Option<i32>,
+}
+
+/// What made an answer count for nothing. With it and the values, a verdict can be reached again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Unusable {
+    /// The source did not answer, or with an error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_answer: bool,
+    /// How many warnings came with the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warnings: Option<i32>,
+    /// The time of a sample that was too old, or from the future.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_at: Option<DateTime<Utc>>,
+    /// The earliest time at which it would have counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usable_from: Option<DateTime<Utc>>,
+    /// The latest time at which it would have counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usable_until: Option<DateTime<Utc>>,
 }

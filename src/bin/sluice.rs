@@ -29,6 +29,8 @@ enum Command {
     Log(cli::log::Arguments),
     /// Check a ledger: that every entry is whole, in its place and by its writer
     Verify(cli::verify::Arguments),
+    /// Judge every analysis that a ledger records again, from its evidence
+    Replay(cli::replay::Arguments),
     /// Print the custom resource definitions
     Crds(cli::crds::Arguments),
     /// Ask an HTTP address until it answers well
@@ -80,5 +82,6 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Rehearse(arguments) => Ok(cli::rehearse::run(&arguments)?),
         Command::Log(arguments) => Ok(cli::log::run(&arguments)?),
         Command::Verify(arguments) => Ok(cli::verify::run(&arguments)?),
+        Command::Replay(arguments) => Ok(cli::replay::run(&arguments)?),
     }
 }

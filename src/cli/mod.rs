@@ -13,6 +13,7 @@ pub mod log;
 pub mod plan;
 pub mod probe;
 pub mod rehearse;
+pub mod replay;
 pub mod rollout_status;
 pub mod terminal;
 pub mod verify;
