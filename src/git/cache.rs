@@ -52,6 +52,8 @@ impl Default for Timeouts {
 pub struct GitCache {
     root: PathBuf,
     timeouts: Timeouts,
+    /// The program that git runs for addresses of ssh.
+    ssh: String,
     stores: Arc<std::sync::Mutex<HashMap<String, Arc<Stores>>>>,
 }
 
@@ -93,12 +95,19 @@ impl GitCache {
     pub fn new(root: PathBuf) -> Result<Self> {
         private_directory(&root)?;
         private_directory(&root.join("home"))?;
-        Ok(Self { root, timeouts: Timeouts::default(), stores: Arc::default() })
+        Ok(Self { root, timeouts: Timeouts::default(), ssh: "ssh".to_owned(), stores: Arc::default() })
     }
 
     /// With other time limits.
     pub fn with_timeouts(mut self, timeouts: Timeouts) -> Self {
         self.timeouts = timeouts;
+        self
+    }
+
+    /// With another program in the place of ssh.
+    #[cfg(test)]
+    pub(super) fn with_ssh(mut self, program: &Path) -> Self {
+        self.ssh = program.display().to_string();
         self
     }
 
@@ -115,7 +124,7 @@ impl GitCache {
     /// A repository by its checked address.
     pub fn repository_at(&self, address: RemoteAddress, access: impl Into<Access>) -> Result<Repository> {
         let stores = self.stores(&address);
-        let remote = Arc::new(Remote::new(address, access.into(), &self.root)?);
+        let remote = Arc::new(Remote::new(address, access.into(), &self.root, &self.ssh)?);
         Ok(Repository { stores, remote, timeouts: self.timeouts, home: self.root.join("home") })
     }
 
@@ -185,7 +194,7 @@ pub(super) async fn list_remote(git: &Git, branch: &str, patterns: &[&str], limi
 }
 
 impl Remote {
-    fn new(address: RemoteAddress, access: Access, root: &Path) -> Result<Self> {
+    fn new(address: RemoteAddress, access: Access, root: &Path, ssh: &str) -> Result<Self> {
         let refuse =
             |reason: &str| GitError::InvalidCredentials { remote: address.to_string(), reason: reason.to_owned() };
         let mut remote = Self {
@@ -215,7 +224,7 @@ impl Remote {
                 let identity_file = private_file(&keys.path().join("identity"), &text(&identity))?;
                 let hosts_file = private_file(&keys.path().join("known_hosts"), &text(&known_hosts))?;
                 let command = format!(
-                    "ssh -F /dev/null -i {} -o IdentitiesOnly=yes -o IdentityAgent=none -o UserKnownHostsFile={} \
+                    "{ssh} -F /dev/null -i {} -o IdentitiesOnly=yes -o IdentityAgent=none -o UserKnownHostsFile={} \
                      -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes -o UpdateHostKeys=no \
                      -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=2 \
                      -o ForwardAgent=no -o ClearAllForwardings=yes",

@@ -26,6 +26,7 @@ mod authorities;
 mod change;
 mod entries;
 mod epochs;
+mod faults;
 mod history;
 mod rewritten;
 
