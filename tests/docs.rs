@@ -135,3 +135,93 @@ fn the_example_can_be_planned_and_rehearsed_as_the_readme_says() {
         assert!(readme.contains(subject), "README.md does not show {subject}");
     }
 }
+
+/// Whether a line is as the page shows it; `…` stands for anything.
+fn is_shown(shown: &str, line: &str) -> bool {
+    let mut parts = shown.split('…');
+    let Some(mut rest) = line.strip_prefix(parts.next().unwrap_or_default()) else { return false };
+    let parts: Vec<&str> = parts.collect();
+    for (index, part) in parts.iter().enumerate() {
+        let last = index + 1 == parts.len();
+        let part = part.trim_end();
+        if last && !part.is_empty() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    !parts.is_empty() || rest.is_empty()
+}
+
+/// Whether lines are as the page shows them; a line that is only `…` stands for any lines.
+fn are_shown(shown: &[&str], lines: &[&str]) -> bool {
+    match shown.split_first() {
+        None => lines.is_empty(),
+        Some((&"…", rest)) => (0..=lines.len()).any(|skipped| are_shown(rest, &lines[skipped..])),
+        Some((first, rest)) => {
+            lines.split_first().is_some_and(|(line, lines)| is_shown(first, line.trim_end()) && are_shown(rest, lines))
+        }
+    }
+}
+
+#[test]
+fn what_a_page_shows_is_compared() {
+    assert!(are_shown(&["a …", "…", "z"], &["a 1", "b", "c", "z"]));
+    assert!(are_shown(&["a … c"], &["a b c"]));
+    assert!(!are_shown(&["a …", "z"], &["a 1", "b", "z"]));
+    assert!(!are_shown(&["a"], &["a b"]) && !are_shown(&["a … c"], &["a b d"]));
+}
+
+#[test]
+fn the_life_of_a_rollout_in_git_is_as_the_page_shows_it() {
+    let page = read("docs/life-of-a-rollout-in-git.md");
+    let folder = tempfile::tempdir().unwrap();
+    let examples = folder.path().join("examples");
+    std::os::unix::fs::symlink(root("examples"), &examples).unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_sluice")).parent().unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let mut count = 0;
+    for block in page.split("```console\n").skip(1) {
+        let block = block.split("```").next().unwrap();
+        for step in block.split("$ ").skip(1) {
+            let mut lines = step.lines();
+            let command = lines.next().unwrap();
+            let shown: Vec<&str> = lines.map(str::trim_end).collect();
+            let output =
+                Command::new("sh").args(["-c", command]).current_dir(&folder).env("PATH", &path).output().unwrap();
+            let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+            let got: Vec<&str> = text.trim_end().lines().collect();
+            let shown = shown.strip_suffix(&[""]).unwrap_or(&shown);
+            assert!(are_shown(shown, &got), "$ {command}\n--- the page shows\n{}\n--- it is\n{text}", shown.join("\n"));
+            count += 1;
+        }
+    }
+    assert!(count > 10, "only {count} commands were found");
+}
+
+#[test]
+fn every_scenario_has_a_test_that_exists() {
+    let table = read("tests/SCENARIOS.md");
+    let names: Vec<&str> = table
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains('`'))
+        .filter_map(|line| line.split('|').nth(2)?.trim().strip_prefix('`')?.strip_suffix('`'))
+        .collect();
+    assert!(names.len() > 40, "{names:?}");
+    let mut code = String::new();
+    let mut folders = vec![root("src"), root("tests"), root("e2e/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            match path.extension() {
+                _ if path.is_dir() => folders.push(path),
+                Some(extension) if extension == "rs" => code += &fs::read_to_string(path).unwrap(),
+                _ => {}
+            }
+        }
+    }
+    let missing: Vec<_> = names.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "tests/SCENARIOS.md names tests that do not exist: {missing:?}");
+}

@@ -262,8 +262,8 @@ impl<D: Doors> WriteBack<D> {
         }
         let known = ahead.status.conditions.condition(GIT_AHEAD);
         let done = ["RevertProposed", "RevertCommitted"];
-        if let Some(known) =
-            known.filter(|known| known.status == ConditionStatus::True && known.message.contains(&release))
+        if let Some(known) = known
+            .filter(|known| known.status == ConditionStatus::True && known.message.split(' ').next() == Some(&release))
             && let Some(reason) = done.into_iter().find(|reason| *reason == known.reason)
         {
             return after(reason, known.message.clone(), None);
@@ -284,7 +284,7 @@ impl<D: Doors> WriteBack<D> {
         let forge = if commits { None } else { self.parts.doors.forge(namespace, spec).await? };
         let head = format!(
             "sluice/revert/{}/{}/{}/{}",
-            ahead.cluster, ahead.rollout.identity.namespace, ahead.rollout.identity.name, ahead.release.revision
+            ahead.cluster, ahead.rollout.identity.namespace, ahead.rollout.identity.name, release
         );
         let branch = match (commits, &forge) {
             (true, _) => spec.branch.as_str(),
@@ -369,7 +369,6 @@ impl<D: Doors> WriteBack<D> {
                 Some(commit) => repository.read_before(commit, spec.path.as_deref(), &limits).await.ok(),
                 None => None,
             };
-            let subject = before.as_ref().map(|before| before.subject.clone());
             let stable = ahead.status.stable_revision.as_deref();
             let recorded = self.parts.ledger.state(&identity.key()).last_good;
             let recorded = recorded.filter(|(revision, _)| Some(revision.as_str()) == stable);
@@ -381,6 +380,9 @@ impl<D: Doors> WriteBack<D> {
                 let files = before.source.files.iter().map(|file| (file.path.as_str(), file.content.as_str()));
                 find(files, wanted).filter(|good| undeclared(&good.template, stored).is_none())
             });
+            // Only what stands before that commit is reverted by its name: it may be one of several in a push.
+            let reverted = good.as_ref().and_then(|_| Some((ahead.commit?, before.as_ref()?.subject.as_str())));
+            let log = repo.status.as_ref().and_then(|status| status.log_tip.as_deref()).unwrap_or_default();
             let words;
             let good = match (&good, &recorded) {
                 (Some(good), _) => Good::Declaration(good),
@@ -398,7 +400,7 @@ impl<D: Doors> WriteBack<D> {
             if restored.fields.is_empty() {
                 return Ok(None);
             }
-            let message = Self::message(ahead, release, subject.as_deref(), &restored.fields);
+            let message = Self::message(ahead, release, reverted, log, &restored.fields);
             let change = FileChange {
                 base: &tip.commit,
                 path: &declared.path,
@@ -419,17 +421,25 @@ impl<D: Doors> WriteBack<D> {
     }
 
     /// As git's own `revert` words it.
-    fn message(ahead: &Ahead<'_>, release: &str, subject: Option<&str>, fields: &[String]) -> String {
+    fn message(
+        ahead: &Ahead<'_>,
+        release: &str,
+        reverted: Option<(&str, &str)>,
+        log: &str,
+        fields: &[String],
+    ) -> String {
         let identity = &ahead.rollout.identity;
         let rollout = format!("{}/{}", identity.namespace, identity.name);
-        let subject = subject.map_or_else(|| format!("{rollout} {release}"), str::to_owned);
-        let reverts = match ahead.commit {
-            Some(commit) => format!("This reverts commit {commit}, as far as it is about {rollout}."),
-            None => format!("This puts {rollout} back."),
+        let (subject, reverts) = match reverted {
+            Some((commit, subject)) => {
+                (subject.to_owned(), format!("This reverts commit {commit}, as far as it is about {rollout}."))
+            }
+            None => (format!("{rollout} {release}"), format!("This puts {rollout} back to what is stable.")),
         };
         format!(
             "Revert \"{subject}\"\n\n{reverts}\nCluster {cluster} aborted {release}: {why}\n\nPut back: {fields}\n\n\
-             Rollout-Id: {cluster}/{rollout}\nRollout-Seq: {sequence}\nRollout-Release: {release}\nRollout-Reason: {cause:?}\n",
+             Rollout-Id: {cluster}/{rollout}\nRollout-Seq: {sequence}\nRollout-Release: {release}\nRollout-Reason: {cause:?}\n\
+             Rollout-Log: {log}\n",
             cluster = ahead.cluster,
             why = ahead.abort.message.split_whitespace().collect::<Vec<_>>().join(" "),
             fields = fields.join(", "),

@@ -18,7 +18,12 @@ pub(super) async fn a_pull_request_is_merged_and_released_over_https_and_over_ss
 pub(super) async fn a_verdict_opens_a_pull_request_and_its_merge_makes_the_rollout_ready(world: &World) -> Result<()> {
     let (mut shop, repository) = world.shop_on_forge("verdict", Transport::Https).await?;
     repository.protect_branch("main", &[&shop.namespace]).await?;
-    shop.declare_more(json!({"forge": {"type": "gitea"}, "onAbort": "pullRequest"}), &[]).await?;
+    shop.declare_more(
+        json!({"forge": {"type": "gitea"}, "onAbort": "pullRequest",
+        "projections": [{"name": "status", "to": "commitStatus"}]}),
+        &[],
+    )
+    .await?;
     shop.first("v1").await?;
     let traffic = shop.traffic().await?;
     let bad = shop.release("v3").await?;
@@ -30,6 +35,13 @@ pub(super) async fn a_verdict_opens_a_pull_request_and_its_merge_makes_the_rollo
             [only] if ahead.as_ref().is_some_and(|ahead| ahead["reason"] == "RevertProposed") => Ok(only.clone()),
             other => Err(anyhow!("there are {}, and the Rollout says {ahead:?}", other.len())),
         }
+    })
+    .await?;
+    wait_for("the commit to be marked", Duration::from_secs(60), async || {
+        let statuses = repository.commit_statuses(&bad).await?;
+        let context = format!("sluice/demo/{}/web", shop.namespace);
+        let newest = statuses.iter().find(|status| status.context == context);
+        if newest.is_some_and(|status| status.status == "failure") { Ok(()) } else { Err(anyhow!("{statuses:?}")) }
     })
     .await?;
     repository.merge(request.number, Merge::Commit).await?;

@@ -152,7 +152,8 @@ impl World {
         let mut whole = json!({"url": "https://git.example/shop/deploy.git", "path": "deploy", "sync": {}});
         whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         world.put(json!({"apiVersion": "sluice.dev/v1alpha1", "kind": "DeployRepo",
-            "metadata": {"name": "deploy", "namespace": "shop", "uid": "repo", "resourceVersion": "1"}, "spec": whole}));
+            "metadata": {"name": "deploy", "namespace": "shop", "uid": "repo", "resourceVersion": "1"}, "spec": whole,
+            "status": {"logTip": "0123456789"}}));
         world
     }
 
@@ -294,7 +295,7 @@ async fn a_pull_request_is_opened_once_whatever_happens_in_between() {
     assert_eq!(world.forge.open.lock().unwrap().len(), 1);
     assert_eq!(world.main(), bad, "the branch that people use is theirs");
     let branches = git(&world.remote(), &["for-each-ref", "--format=%(refname)", HEAD]);
-    assert_eq!(branches, format!("{HEAD}{}", template("bad").revision()));
+    assert_eq!(branches, format!("{HEAD}{}.1", template("bad").revision()));
     // The condition was lost, and the pull request is still there.
     world.change_status(|status| status["conditions"] = json!([]));
     world.turn().await;
@@ -326,7 +327,9 @@ async fn a_commit_changes_one_line_and_speaks_as_git_does() {
     assert!(text.contains("image: i:good # by hand") && text.contains("replicas: 5"), "{text}");
     let message = git(&world.remote(), &["log", "-1", "--format=%B", &made]);
     assert!(message.starts_with(&format!("Revert \"web bad\"\n\nThis reverts commit {bad}")), "{message}");
-    for trailer in ["Rollout-Id: prod/shop/web", "Rollout-Seq: 7", "Rollout-Reason: Deadline"] {
+    for trailer in
+        ["Rollout-Id: prod/shop/web", "Rollout-Seq: 7", "Rollout-Reason: Deadline", "Rollout-Log: 0123456789"]
+    {
         assert!(message.contains(trailer), "{message}");
     }
     assert_eq!(world.reason(), "RevertCommitted");
@@ -349,6 +352,11 @@ async fn without_the_commit_before_the_ledger_says_what_was_good() {
     world.turn().await;
     let text = git(&world.remote(), &["show", "main:deploy/web.yaml"]);
     assert!(text.contains("image: i:good # by hand"), "{text}");
+    let message = git(&world.remote(), &["log", "-1", "--format=%B", "main"]);
+    assert!(
+        message.contains("This puts shop/web back") && !message.contains(&bad),
+        "it is not that commit alone: {message}"
+    );
 }
 
 #[tokio::test]
