@@ -238,7 +238,7 @@ fn lines(report: &Report) -> Vec<Line> {
         parts.push("no analysis".to_owned());
     }
     if report.simulated > 0 {
-        parts.push(format!("{} of a rehearsal (nothing was measured)", counted(report.simulated, "one", "ones")));
+        parts.push(format!("{} of a rehearsal (nothing was measured)", report.simulated));
     }
     if report.not_kept > 0 {
         parts.push(format!("{} too large to be kept", report.not_kept));

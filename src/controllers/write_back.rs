@@ -333,7 +333,14 @@ impl<D: Doors> WriteBack<D> {
         let title =
             format!("Revert {}/{} to what is stable", ahead.rollout.identity.namespace, ahead.rollout.identity.name);
         let new = NewPullRequest { title: &title, body: &body, head: &head, base: &spec.branch };
-        let open = forge.open(new).await?;
+        let open = match forge.open(new).await {
+            Err(ForgeError::NotFound { .. }) if pushed.is_some() => {
+                // A branch that was pushed a moment ago is looked at in the forge's own time.
+                let message = format!("{needed}; the forge does not know the branch {head} yet");
+                return after("RevertWaits", message, Some(SOON));
+            }
+            open => open?,
+        };
         after("RevertProposed", proposed(&release, &open), None)
     }
 

@@ -219,7 +219,14 @@ impl Repository {
     /// Opens a pull request that merges the branch `head` into `base`.
     pub async fn open_pull_request(&self, head: &str, base: &str, title: &str, body: &str) -> Result<PullRequest> {
         let body = json!({"head": head, "base": base, "title": title, "body": body});
-        self.api().post(&self.at("/pulls"), body).await
+        // A branch that was pushed a moment ago is looked at in the forge's own time.
+        wait_for(&format!("the forge to know the branch {head}"), LOOKED_AT, async || {
+            match self.api().post(&self.at("/pulls"), body.clone()).await {
+                Err(error) if error.to_string().contains("404") => Err(error),
+                decided => Ok(decided),
+            }
+        })
+        .await?
     }
 
     /// All pull requests, open and closed, the newest first.

@@ -41,7 +41,7 @@ pub(super) async fn a_verdict_opens_a_pull_request_and_its_merge_makes_the_rollo
         let statuses = repository.commit_statuses(&bad).await?;
         let context = format!("sluice/demo/{}/web", shop.namespace);
         let newest = statuses.iter().find(|status| status.context == context);
-        if newest.is_some_and(|status| status.status == "failure") { Ok(()) } else { Err(anyhow!("{statuses:?}")) }
+        if newest.is_some_and(|status| status.state == "failure") { Ok(()) } else { Err(anyhow!("{statuses:?}")) }
     })
     .await?;
     repository.merge(request.number, Merge::Commit).await?;
