@@ -567,3 +567,25 @@ async fn a_document_says_all_that_the_lines_say() {
     assert_eq!(entries.len(), 2, "{text}");
     assert_eq!(entries[1]["trailers"]["Seq"], "7");
 }
+
+#[tokio::test]
+async fn names_as_long_as_kubernetes_allows_are_found_and_fit_a_file_system() {
+    let (namespace, name) = ("n".repeat(63), format!("{}.{}", "a".repeat(40), "b".repeat(20)));
+    let directory = tempfile::tempdir().unwrap();
+    git(directory.path(), &["init", "-q", "--bare", "log.git"]);
+    let cache = GitCache::new(directory.path().join("cache")).unwrap();
+    let address = RemoteAddress::local(&directory.path().join("log.git")).unwrap();
+    let ledger = cache.repository_at(address, Credentials::None).unwrap().ledger("prod").unwrap();
+    let mut long = entry(&name, transition(1, TransitionEvent::FirstDeploy, "i:1", (0, 0)), "i:1");
+    long.namespace.clone_from(&namespace);
+    long.evidence = vec![Evidence { stage: "step-1".to_owned(), body: json!({"stage": "step-1"}) }];
+    ledger.append(&[long]).await.unwrap();
+    let tip = git(&directory.path().join("log.git"), &["rev-parse", BRANCH]).trim().to_owned();
+    let clone = Clone { directory, tip };
+    assert_eq!(clone.verify(VerifyOptions::default()).await.faults, []);
+    let paths = git(&clone.path(), &["ls-tree", "-r", "--name-only", BRANCH]);
+    assert!(paths.lines().flat_map(|path| path.split('/')).all(|part| part.len() < 255), "{paths}");
+    let mut log = Command::new(env!("CARGO_BIN_EXE_sluice"));
+    let output = log.args(["log", "--rollout", &format!("{namespace}/{name}")]).arg(clone.path()).output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("#1  FirstDeploy"));
+}
