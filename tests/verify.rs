@@ -268,7 +268,7 @@ async fn a_ledger_as_it_is_written_is_clean() {
     assert_eq!(put_together(&taken_apart(&clone)).tip, clone.tip);
 }
 
-const WEB: &str = "state/shop/web.json";
+const WEB: &str = "shop/web/state.json";
 
 type Case = (&'static str, fn(&mut Vec<Raw>), &'static str);
 
@@ -327,9 +327,9 @@ fn cases() -> Vec<Case> {
             commits[6].edit(WEB, "\"event\": \"Aborted\"", "\"event\": \"Promoted\"");
         }, "expected that it goes with this entry, found that it stays"),
         ("another release", |commits| commits[3].edit(WEB, ".1\",", ".2\","), "Rollout-Release"),
-        ("another uid", |commits| commits[3].say("Rollout-Uid: uid-web", "Rollout-Uid: uid-eve"), "state/shop/web.json: expected"),
+        ("another uid", |commits| commits[3].say("Rollout-Uid: uid-web", "Rollout-Uid: uid-eve"), "shop/web/state.json: expected"),
         ("an Id of another cluster", |commits| commits[3].say("Rollout-Id: prod/", "Rollout-Id: test/"), "Rollout-Id: expected prod/<namespace>/<rollout>"),
-        ("an Id of another Rollout", |commits| commits[3].say("Rollout-Id: prod/shop/web", "Rollout-Id: prod/shop/api"), "state/shop/api.json: expected the state that this entry led to"),
+        ("an Id of another Rollout", |commits| commits[3].say("Rollout-Id: prod/shop/web", "Rollout-Id: prod/shop/api"), "shop/api/state.json: expected the state that this entry led to"),
         ("a Prev that names another commit", |commits| {
             let wrong = commits[2].id.clone();
             let right = commits[1].id.clone();
@@ -341,41 +341,46 @@ fn cases() -> Vec<Case> {
         ("an edited body", |commits| commits[3].say("what happened", "what did not happen"), "body"),
         ("an edited sentence of an entry that is told in another", |commits| commits[7].say("3 Started 1/3 0%→20%", "3 Resumed 1/3 0%->20%"), "body"),
         ("covered numbers with a gap", |commits| commits[7].say("4 StepCompleted", "8 StepCompleted"), "Rollout-Covers"),
-        ("an edited plan", |commits| commits[3].edit("plan/shop/web.md", "After number 3\n", "After number 3  \n\n\n"), "plan/shop/web.md"),
+        ("an edited plan", |commits| commits[3].edit("shop/web/plan.md", "After number 3\n", "After number 3  \n\n\n"), "shop/web/plan.md"),
         ("edited evidence that is not JSON any more", |commits| commits[6].edit(&evidence(), "\"stage\"", "stage"), "evidence"),
         ("edited evidence in another layout", |commits| commits[6].edit(&evidence(), "  ", " "), "evidence"),
         ("evidence that was removed", |commits| { commits[6].files.remove(&evidence()); }, "expected the evidence that this entry names"),
-        ("evidence that nothing names", |commits| commits[3].write("evidence/shop/web/x.1/background.json", "{}\n"), "expected no change by an entry of this Rollout"),
+        ("evidence that nothing names", |commits| commits[3].write("shop/web/evidence/background.json", "{}\n"), "expected no change by an entry of this Rollout"),
         ("evidence that is not named any more", |commits| {
             let line = format!("Rollout-Evidence: {}\n", evidence());
             commits[6].say(&line, "");
         }, "expected no change by an entry of this Rollout"),
         ("a template with another content", |commits| {
-            let path = commits[3].files.keys().find(|path| path.starts_with("templates/") && !commits[2].files.contains_key(*path)).unwrap().clone();
+            let path = commits[3].files.keys().find(|path| path.contains("/templates/") && !commits[2].files.contains_key(*path)).unwrap().clone();
             commits[3].edit(&path, "i:2", "i:evil");
         }, "the template of"),
         ("a template that changes later", |commits| {
-            let path = commits[8].files.keys().find(|path| path.starts_with("templates/")).unwrap().clone();
+            let path = commits[7].files.keys().find(|path| path.starts_with("shop/web/templates/")).unwrap().clone();
             commits[8].write(&path, "{}\n");
         }, "a template that never changes"),
+        ("evidence that outlives its release", |commits| {
+            let path = evidence();
+            let kept = commits[7].files[&path].clone();
+            commits[8].files.insert(path, kept);
+        }, "expected that it goes with this entry"),
         ("a deny entry removed by somebody", |commits| for commit in &mut commits[8..] {
-            commit.files.retain(|path, _| !path.starts_with("aborted/"));
+            commit.files.retain(|path, _| !path.contains("/aborted/"));
         }, "expected no change by an entry of this Rollout"),
-        ("a deny entry removed at its abort", |commits| commits[6].files.retain(|path, _| !path.starts_with("aborted/")), "expected a file, found none"),
-        ("a deny entry added", |commits| commits[3].write("aborted/shop/web/eeeeeeeeee.json", "{}\n"), "expected no change by an entry of this Rollout"),
+        ("a deny entry removed at its abort", |commits| commits[6].files.retain(|path, _| !path.contains("/aborted/")), "expected a file, found none"),
+        ("a deny entry added", |commits| commits[3].write("shop/web/aborted/eeeeeeeeee.json", "{}\n"), "expected no change by an entry of this Rollout"),
         ("an edited reason in the deny entry", |commits| {
-            let path = commits[6].files.keys().find(|path| path.starts_with("aborted/")).unwrap().clone();
+            let path = commits[6].files.keys().find(|path| path.contains("/aborted/")).unwrap().clone();
             commits[6].edit(&path, "Verdict", "Mistake");
-        }, "aborted/shop/web/"),
+        }, "shop/web/aborted/"),
         ("an edited README", |commits| commits[9].edit("README.md", "| Promoted |", "| Aborted |"), "README.md"),
         ("a README that was edited and put back", |commits| commits[6].edit("README.md", "Aborted", "Promoted"), "README.md"),
         ("a removed README", |commits| { commits[9].files.remove("README.md"); }, "README.md"),
         ("a foreign file", |commits| commits[3].write("backdoor.sh", "#!/bin/sh\n"), "backdoor.sh: expected no change"),
-        ("another Rollout's state", |commits| commits[5].edit("state/shop/api.json", "\"weight\": 100", "\"weight\": 0"), "state/shop/api.json: expected no change"),
+        ("another Rollout's state", |commits| commits[5].edit("shop/api/state.json", "\"weight\": 100", "\"weight\": 0"), "shop/api/state.json: expected no change"),
         ("another last good revision", |commits| commits[3].edit(WEB, "\"lastGood\": {\n    \"at\": \"2026-03-01T12:01:00Z\"", "\"lastGood\": {\n    \"at\": \"2026-03-01T12:01:01Z\""), WEB),
         ("a state in another layout", |commits| commits[3].edit(WEB, "{\n", "{\n\n"), WEB),
         ("a symbolic link", |commits| commits[3].files.get_mut(WEB).unwrap().0 = "120000".to_owned(), "expected a plain file, mode 100644"),
-        ("an executable", |commits| commits[3].files.get_mut("plan/shop/web.md").unwrap().0 = "100755".to_owned(), "expected a plain file, mode 100644"),
+        ("an executable", |commits| commits[3].files.get_mut("shop/web/plan.md").unwrap().0 = "100755".to_owned(), "expected a plain file, mode 100644"),
         ("a submodule", |commits| { commits[3].files.insert("library".to_owned(), ("160000".to_owned(), "1".repeat(40).into_bytes())); }, "expected a plain file, mode 100644"),
         ("a merge", |commits| { let other = commits[1].id.clone(); commits[5].parents.push(other); }, "parents: expected"),
         ("an entry that changes nothing", |commits| {
@@ -393,7 +398,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn evidence() -> String {
-    format!("evidence/shop/web/{}.1/background.json", template("i:2").revision())
+    "shop/web/evidence/background.json".to_owned()
 }
 
 #[tokio::test]

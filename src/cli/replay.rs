@@ -12,7 +12,7 @@ use super::plan::Output;
 use super::rollout_status::view::{API_VERSION, short};
 use super::terminal::{Line, Terminal, Tone};
 use crate::analysis::replay::{Judged, Replayed, replay};
-use crate::git::{Archive, ArchivedLedger, Content, GitError};
+use crate::git::{Archive, ArchivedLedger, Commit, Content, GitError, Place};
 
 /// What `sluice replay` takes.
 #[derive(Clone, Debug, clap::Args)]
@@ -110,28 +110,25 @@ pub fn run(arguments: &Arguments) -> Result<Exit, ReplayCommandError> {
 }
 
 fn reports(arguments: &Arguments) -> Result<Vec<Report>, ReplayCommandError> {
-    let folder = arguments.rollout.as_deref().map(folder).transpose()?.unwrap_or_else(|| "evidence/".to_owned());
+    let rollout = arguments.rollout.as_deref();
+    if let Some(rollout) = rollout
+        && rollout.split('/').filter(|part| !part.is_empty()).count() != 2
+    {
+        return Err(ReplayCommandError::Rollout(rollout.to_owned()));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let reports: Result<Vec<Report>, GitError> = runtime.block_on(async {
         let archive = Archive::open(&arguments.repository).await?;
         let mut reports = Vec::new();
         for ledger in archive.ledgers(arguments.cluster.as_deref()).await? {
-            reports.push(read(&archive, &ledger, &folder).await?);
+            reports.push(read(&archive, &ledger, rollout).await?);
         }
         Ok(reports)
     });
     Ok(reports?)
 }
 
-/// Where the evidence of a Rollout is.
-fn folder(rollout: &str) -> Result<String, ReplayCommandError> {
-    match rollout.split('/').collect::<Vec<_>>().as_slice() {
-        [namespace, name] if !namespace.is_empty() && !name.is_empty() => Ok(format!("evidence/{namespace}/{name}/")),
-        _ => Err(ReplayCommandError::Rollout(rollout.to_owned())),
-    }
-}
-
-async fn read(archive: &Archive, ledger: &ArchivedLedger, folder: &str) -> Result<Report, GitError> {
+async fn read(archive: &Archive, ledger: &ArchivedLedger, wanted: Option<&str>) -> Result<Report, GitError> {
     let chain = archive.chain(ledger).await?;
     let missing = chain.missing.map(|(branch, tip)| format!("{branch} {tip}"));
     let mut report = Report { cluster: ledger.cluster.clone(), missing, ..Report::default() };
@@ -139,35 +136,36 @@ async fn read(archive: &Archive, ledger: &ArchivedLedger, folder: &str) -> Resul
     while let Some(commit) = history.next().await? {
         report.commits += 1;
         for change in history.changes(&commit).await? {
-            let Some(place) = change.path.strip_prefix("evidence/").filter(|_| change.path.starts_with(folder)) else {
-                continue;
-            };
-            if change.after.is_none() {
+            let Some((rollout, Place::Evidence { stage })) = Place::parse(&change.path) else { continue };
+            if change.after.is_none() || wanted.is_some_and(|wanted| wanted != rollout) {
                 continue;
             }
             let content = match change.file() {
                 Some(object) => history.read(object).await?,
                 None => Content::None,
             };
-            report.take_in(&commit.id, &commit.branch, place, &content);
+            let release = commit.trailers().get("Release").unwrap_or("-").to_owned();
+            report.take_in(&commit, Claim { rollout, release: &release, stage }, &content);
         }
     }
     Ok(report)
 }
 
+/// What evidence is of, by its place and its commit.
+struct Claim<'a> {
+    rollout: &'a str,
+    release: &'a str,
+    stage: &'a str,
+}
+
 impl Report {
-    /// Judges one record. `place` is its path under `evidence/`.
-    fn take_in(&mut self, commit: &str, branch: &str, place: &str, content: &Content) {
-        let parts: Vec<&str> = place.trim_end_matches(".json").split('/').collect();
-        let (rollout, release, stage) = match parts.as_slice() {
-            [namespace, name, release, stage] => (format!("{namespace}/{name}"), *release, *stage),
-            _ => (place.to_owned(), "-", "-"),
-        };
+    /// Judges one record.
+    fn take_in(&mut self, commit: &Commit, Claim { rollout, release, stage }: Claim<'_>, content: &Content) {
         let mut find = |metric: Option<String>, message: String| {
             self.findings.push(Finding {
-                commit: commit.to_owned(),
-                branch: branch.to_owned(),
-                rollout: rollout.clone(),
+                commit: commit.id.clone(),
+                branch: commit.branch.to_string(),
+                rollout: rollout.to_owned(),
                 release: release.to_owned(),
                 stage: stage.to_owned(),
                 metric,
@@ -189,7 +187,7 @@ impl Report {
             }
             Err(error) => return find(None, format!("cannot be judged: {error}")),
         };
-        for (about, is, should) in belongs(&judged, &rollout, release, stage) {
+        for (about, is, should) in belongs(&judged, rollout, release, stage) {
             find(None, format!("{about} is recorded as {is}, and its place says {should}"));
         }
         for one in judged.disagreements {
@@ -351,16 +349,20 @@ mod tests {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A clone in which somebody changed evidence by hand.
-    fn tampered(folder: &Path, path: &Path, file: &str, from: &str, to: &str) -> PathBuf {
+    const EVIDENCE: &str = "shop/web/evidence/step-1.json";
+
+    /// A clone that ends with this commit, in which somebody changed evidence by hand.
+    fn tampered(folder: &Path, path: &Path, commit: &str, from: &str, to: &str) -> PathBuf {
         let clone = tempfile::tempdir_in(folder).unwrap().keep();
         git(folder, &["clone", "-q", path.to_str().unwrap(), clone.to_str().unwrap()]);
-        let file = clone.join(file);
+        git(&clone, &["reset", "-q", "--hard", commit]);
+        git(&clone, &["remote", "remove", "origin"]);
+        let file = clone.join(EVIDENCE);
         let before = std::fs::read_to_string(&file).unwrap();
         let after = before.replace(from, to);
         assert_ne!(before, after);
         std::fs::write(file, after).unwrap();
-        git(&clone, &["commit", "-qam", "Nothing to see"]);
+        git(&clone, &["commit", "-qa", "--amend", "--no-edit"]);
         clone
     }
 
@@ -371,16 +373,16 @@ mod tests {
         let found = reports(&arguments(&path)).unwrap();
         assert_eq!(text(&found), ["prod: 2 commits, 2 analyses judged again, 4 of 4 samples kept. All as recorded."]);
         assert_eq!(run(&arguments(&path)).unwrap(), Exit::Reached);
-        let stored = |attempt: i32| git(&path, &["show", &format!("HEAD:evidence/shop/web/abc.{attempt}/step-1.json")]);
-        assert!(stored(1).contains("\"max\": 0.001") && stored(2).contains("\"max\": 0.01\n"));
+        let stored = |commit: &str| git(&path, &["show", &format!("{commit}:{EVIDENCE}")]);
+        assert!(stored("HEAD~1").contains("\"max\": 0.001") && stored("HEAD").contains("\"max\": 0.01\n"));
     }
 
     #[test]
     fn each_disagreement_is_one_line_with_its_place() {
         let folder = tempfile::tempdir().unwrap();
         let path = two_attempts(folder.path());
-        let (first, second) = ("evidence/shop/web/abc.1/step-1.json", "evidence/shop/web/abc.2/step-1.json");
-        for (file, from, to, expected) in [
+        let (first, second) = ("HEAD~1", "HEAD");
+        for (attempt, from, to, expected) in [
             (
                 first,
                 "0.005",
@@ -410,7 +412,7 @@ mod tests {
             ),
             (second, "{", "", "abc.2 step-1: cannot be judged: it is no evidence: "),
         ] {
-            let clone = tampered(folder.path(), &path, file, from, to);
+            let clone = tampered(folder.path(), &path, attempt, from, to);
             let commit = git(&clone, &["rev-parse", "HEAD"]);
             let found = reports(&arguments(&clone)).unwrap();
             let lines = text(&found);

@@ -1,4 +1,4 @@
-//! The rest of a Rollout's way in words: `plan/<namespace>/<rollout>.md` in the ledger. What it says is the
+//! The rest of a Rollout's way in words: `<namespace>/<rollout>/plan.md` in the ledger. What it says is the
 //! engine's own forecast; here it is only written down.
 
 use std::fmt::Write;

@@ -30,7 +30,7 @@ use crate::cluster::index::Index;
 use crate::cluster::objects::{DeployRepoObject, Key, RolloutObject};
 use crate::cluster::write::{WriteError, Writer};
 use crate::forge::{ForgeClient, ForgeError, NewPullRequest, PullRequest};
-use crate::git::{Epoch, FileChange, GitCache, GitError, ReadLimits, Rejection, Repository};
+use crate::git::{Epoch, FileChange, GitCache, GitError, Place, ReadLimits, Rejection, Repository};
 use crate::telemetry::Metrics;
 
 /// The condition this room owns: git asks for what the cluster has aborted.
@@ -479,18 +479,17 @@ impl<D: Doors> WriteBack<D> {
         let identity = &ahead.rollout.identity;
         let (mut aborted, mut all) = (1, 1);
         for (_, branch) in newest.into_values() {
-            let holds = async |folder: &str, file: &str| {
-                let folder = format!("{folder}/{}", identity.namespace);
-                match log.read(&branch, Some(&folder), &ReadLimits::default()).await {
-                    Ok(found) => Ok(found.files.iter().any(|found| found.path == format!("{folder}/{file}"))),
-                    Err(GitError::NotFound { .. }) => Ok(false),
-                    Err(error) => Err(error),
-                }
+            let folder = format!("{}/{}", identity.namespace, identity.name);
+            let found = match log.read(&branch, Some(&folder), &ReadLimits::default()).await {
+                Ok(found) => found.files,
+                Err(GitError::NotFound { .. }) => continue,
+                Err(error) => return Err(error.into()),
             };
-            if holds("state", &format!("{}.json", identity.name)).await? {
+            let places = || found.iter().filter_map(|file| Place::parse(&file.path)).map(|(_, place)| place);
+            if places().any(|place| place == Place::State) {
                 all += 1;
-                let entry = format!("{}/{}.json", identity.name, ahead.release.revision);
-                aborted += usize::from(holds("aborted", &entry).await?);
+                let revision = &*ahead.release.revision;
+                aborted += usize::from(places().any(|place| place == Place::Aborted { revision }));
             }
         }
         Ok((all > 1).then_some((aborted, all)))

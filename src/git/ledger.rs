@@ -19,7 +19,7 @@ use super::command::{Git, Output};
 use super::epoch::Epoch;
 use super::error::{GitError, Rejection, Result, Scrubber, classify, detail};
 use super::import::{Import, NewCommit, seconds};
-use super::ledger_entry::{LedgerEntry, Rendered, StateFile, overview, state_path};
+use super::ledger_entry::{LedgerEntry, Place, Rendered, StateFile, folder, overview, state_path};
 use super::signing::Signer;
 use super::source::{read_objects, tree_line};
 use crate::api::{Epochs, PodTemplate, RolloutStatus};
@@ -136,8 +136,8 @@ struct Known {
     newest: Option<DateTime<Utc>>,
     states: BTreeMap<Key, StateFile>,
     aborted: BTreeMap<Key, BTreeMap<String, String>>,
-    /// Hashes of the recorded templates, with their objects.
-    templates: BTreeMap<String, String>,
+    /// The objects of the evidence and templates, by path; an empty name until they are read from the ledger.
+    files: BTreeMap<String, String>,
     /// The last commit of each Rollout, as far as it is known.
     commits: BTreeMap<Key, String>,
 }
@@ -259,7 +259,7 @@ impl Ledger {
         let mut contents = LedgerContents {
             branch: known.epoch.branch(&self.cluster),
             fork: self.alarm(&known),
-            tip: known.tip,
+            tip: known.tip.clone(),
             rollouts: BTreeMap::new(),
         };
         let mut wanted = Vec::new();
@@ -267,11 +267,10 @@ impl Ledger {
             let good = state.last_good.as_ref();
             let template = good.and_then(|good| {
                 // A revision is the beginning of its template's hash.
-                known
-                    .templates
-                    .range(good.revision.clone()..)
-                    .next()
-                    .filter(|(hash, _)| hash.starts_with(&good.revision))
+                let mut files = known.files_of(key);
+                files.find(|(path, _)| {
+                    matches!(Place::parse(path), Some((_, Place::Template { hash })) if hash.starts_with(&good.revision))
+                })
             });
             wanted.extend(template.map(|(_, object)| (key.clone(), object.clone())));
             contents.rollouts.insert(
@@ -597,40 +596,34 @@ impl Ledger {
         let mut known = Known { epoch, tip, ..Known::default() };
         let Some(tip) = &known.tip else { return Ok(known) };
         let git = store.git();
-        let folders = ["state/", "aborted/", "templates/"];
-        let arguments = ["ls-tree", "-r", "-z", "--full-tree", tip, "--"].into_iter().chain(folders);
+        let arguments = ["ls-tree", "-r", "-z", "--full-tree", tip, "--"];
         let listing = git.call("reading the log branch", arguments).most_output(LARGEST_TREE).run().await?;
         let listing = String::from_utf8_lossy(&listing);
         let mut files = Vec::new();
         for (mode, object, path) in listing.split('\0').filter_map(tree_line) {
-            if mode != "100644" || !path.ends_with(".json") {
-                continue;
-            }
-            match path.strip_prefix("templates/").and_then(|name| name.strip_suffix(".json")) {
-                Some(hash) => {
-                    known.templates.insert(hash.to_owned(), object.to_owned());
+            let Some((folder, place)) = Place::parse(path).filter(|_| mode == "100644") else { continue };
+            match place {
+                Place::State | Place::Aborted { .. } => files.push((path, folder, place, object)),
+                Place::Evidence { .. } | Place::Template { .. } => {
+                    known.files.insert(path.to_owned(), object.to_owned());
                 }
-                None => files.push((path, object)),
+                Place::Plan => {}
             }
         }
-        let objects: Vec<&str> = files.iter().map(|(_, object)| *object).collect();
+        let objects: Vec<&str> = files.iter().map(|(.., object)| *object).collect();
         let contents = read_objects(&git, &objects, LARGEST_TREE as u64).await?;
-        for ((path, _), content) in files.iter().zip(contents) {
-            let parts: Vec<&str> = path.trim_end_matches(".json").split('/').collect();
-            match parts.as_slice() {
-                ["state", namespace, name] => {
-                    let mut state: StateFile = parse(path, &content)?;
-                    // Only for readers of the branch; here it would be most of the memory.
-                    state.status = Value::Null;
-                    known.states.insert(((*namespace).to_owned(), (*name).to_owned()), state);
-                }
-                ["aborted", namespace, name, revision] => {
-                    let denial: Value = parse(path, &content)?;
-                    let why = denial.get("message").and_then(Value::as_str).unwrap_or("aborted").to_owned();
-                    let key = ((*namespace).to_owned(), (*name).to_owned());
-                    known.aborted.entry(key).or_default().insert((*revision).to_owned(), why);
-                }
-                _ => {}
+        for ((path, folder, place, _), content) in files.iter().zip(contents) {
+            let (namespace, name) = folder.split_once('/').unwrap_or_default();
+            let key = (namespace.to_owned(), name.to_owned());
+            if let Place::Aborted { revision } = place {
+                let denial: Value = parse(path, &content)?;
+                let why = denial.get("message").and_then(Value::as_str).unwrap_or("aborted").to_owned();
+                known.aborted.entry(key).or_default().insert((*revision).to_owned(), why);
+            } else {
+                let mut state: StateFile = parse(path, &content)?;
+                // Only for readers of the branch; here it would be most of the memory.
+                state.status = Value::Null;
+                known.states.insert(key, state);
             }
         }
         known.newest = known.states.values().map(|state| state.at).max();
@@ -717,7 +710,8 @@ impl Ledger {
                         tracing::warn!(rollout, from = before.sequence, to = first, "numbers are missing in between");
                     }
                 }
-                let mut rendered = entry.render(before, known.commits.get(&key).map(String::as_str));
+                let present = known.files_of(&key).map(|(path, _)| path.as_str());
+                let mut rendered = entry.render(before, known.commits.get(&key).map(String::as_str), present);
                 known.take(&key, &rendered);
                 if index + 1 == entries.len() {
                     // Once a push: it is the same for all, and the largest file.
@@ -851,7 +845,22 @@ impl Known {
         state.is_some_and(|state| state.has(&entry.uid, entry.transition.sequence))
     }
 
+    /// The evidence and templates of a Rollout.
+    fn files_of(&self, (namespace, name): &Key) -> impl Iterator<Item = (&String, &String)> {
+        let folder = folder(namespace, name) + "/";
+        self.files.range(folder.clone()..).take_while(move |(path, _)| path.starts_with(&folder))
+    }
+
     fn take(&mut self, key: &Key, rendered: &Rendered) {
+        for (path, text) in &rendered.files {
+            match text {
+                None => drop(self.files.remove(path)),
+                Some(_) if matches!(Place::parse(path), Some((_, Place::Evidence { .. } | Place::Template { .. }))) => {
+                    self.files.insert(path.clone(), String::new());
+                }
+                Some(_) => {}
+            }
+        }
         self.states.insert(key.clone(), StateFile { status: Value::Null, ..rendered.state.clone() });
         if let Some((revision, why)) = &rendered.denies {
             self.aborted.entry(key.clone()).or_default().insert(revision.clone(), why.clone());

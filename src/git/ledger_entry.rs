@@ -57,7 +57,7 @@ pub struct Evidence {
     pub body: Value,
 }
 
-/// `state/<namespace>/<rollout>.json`: the present, and what is needed to write the next entry.
+/// `<namespace>/<rollout>/state.json`: the present, and what is needed to write the next entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct StateFile {
@@ -126,22 +126,28 @@ impl LedgerEntry {
         format!("{}/{}/{}", self.cluster, self.namespace, self.name)
     }
 
-    /// The commit. `before` is the state this Rollout's name has in the ledger, `previous` the commit of that.
-    pub(super) fn render(&self, before: Option<&StateFile>, previous: Option<&str>) -> Rendered {
+    /// The commit. `before` is the state this Rollout's name has in the ledger, `previous` the commit of that, `present`
+    /// the paths that the ledger holds of this Rollout (others do not matter).
+    pub(super) fn render<'a>(
+        &self,
+        before: Option<&StateFile>,
+        previous: Option<&str>,
+        present: impl Iterator<Item = &'a str>,
+    ) -> Rendered {
         let transition = &self.transition;
         let release = format!("{}.{}", transition.revision_to, transition.attempt);
-        let place = format!("{}/{}", component(&self.namespace), component(&self.name));
+        let place = folder(&self.namespace, &self.name);
         let mut files = BTreeMap::new();
         let mut evidence_paths = Vec::new();
         for evidence in &self.evidence {
-            let path = format!("evidence/{place}/{}/{}.json", component(&release), component(&evidence.stage));
+            let path = format!("{place}/evidence/{}.json", component(&evidence.stage));
             files.insert(path.clone(), Some(bounded_document(&evidence.body, LARGEST_EVIDENCE)));
             evidence_paths.push(path);
         }
         if let Some((hash, template)) = &self.template {
-            files.insert(format!("templates/{}.json", component(hash)), Some(document(template)));
+            files.insert(template_path(&place, hash), Some(document(template)));
         }
-        let denied_path = format!("aborted/{place}/{}.json", component(&transition.revision_to));
+        let denied_path = format!("{place}/aborted/{}.json", component(&transition.revision_to));
         let (mut denies, mut lifts) = (None, None);
         match transition.event {
             // A revert says where to be, not that the revision is bad: asking for it again is consent.
@@ -171,7 +177,14 @@ impl LedgerEntry {
         let state = self.state_file(before, release.clone());
         files.insert(state_path(&self.namespace, &self.name), Some(document(&state)));
         if !self.plan.is_empty() {
-            files.insert(format!("plan/{place}.md"), Some(self.plan_file()));
+            files.insert(format!("{place}/plan.md"), Some(self.plan_file()));
+        }
+        if before.is_none_or(|before| before.release != state.release) {
+            // The tree is the present, so that it does not grow: what belongs to an earlier release is in the history.
+            let good = state.last_good.as_ref().map(|good| good.revision.as_str());
+            for path in present.filter(|path| outdated(path, &place, &[Some(&transition.revision_to), good])) {
+                files.entry(path.to_owned()).or_insert(None);
+            }
         }
         let message = self.message(&release, previous, &evidence_paths);
         Rendered { message, at: transition.at, state, files, denies, lifts }
@@ -245,7 +258,9 @@ impl LedgerEntry {
         trailer("Step", &format!("{}/{}", transition.stage, transition.stages));
         trailer("Weight", &format!("{}->{}", transition.weight_from, transition.weight_to));
         trailer("Verdict", transition.verdict.as_deref().unwrap_or_default());
-        trailer("Reason", &transition.reason);
+        if transition.reason != event(transition.event) {
+            trailer("Reason", &transition.reason);
+        }
         trailer("From", transition.revision_from.as_deref().unwrap_or_default());
         trailer("To", &transition.revision_to);
         trailer("Source-Commit", transition.source_commit.as_deref().unwrap_or_default());
@@ -293,6 +308,16 @@ pub fn state_document(status: &RolloutStatus) -> Value {
             "refusedInterventions",
             "epoch",
             "selector",
+            "message",
+            "sequence",
+            "strategy",
+            "stepLabel",
+            "weight",
+            "seen",
+            "replicas",
+            "readyReplicas",
+            "updatedReplicas",
+            "observedGeneration",
         ] {
             fields.remove(left_out);
         }
@@ -329,9 +354,81 @@ impl Evidence {
     }
 }
 
+/// The folder of all that the ledger holds of a Rollout.
+pub(super) fn folder(namespace: &str, name: &str) -> String {
+    format!("{}/{}", component(namespace), component(name))
+}
+
 /// Where the present of a Rollout stands.
 pub(super) fn state_path(namespace: &str, name: &str) -> String {
-    format!("state/{}/{}.json", component(namespace), component(name))
+    format!("{}/{STATE}", folder(namespace, name))
+}
+
+fn template_path(folder: &str, hash: &str) -> String {
+    format!("{folder}/{TEMPLATES}/{}.json", component(hash))
+}
+
+/// Whether a file belongs to a release that is over: evidence, or a template of none of these revisions.
+fn outdated(path: &str, folder: &str, revisions: &[Option<&str>]) -> bool {
+    match Place::parse(path) {
+        Some((of, Place::Evidence { .. })) => of == folder,
+        Some((of, Place::Template { hash })) => {
+            of == folder && !revisions.iter().flatten().any(|revision| hash.starts_with(&component(revision)))
+        }
+        _ => false,
+    }
+}
+
+const STATE: &str = "state.json";
+const TEMPLATES: &str = "templates";
+const ABORTED: &str = "aborted";
+const EVIDENCE: &str = "evidence";
+
+/// What lies below a Rollout's folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// `state.json`: the present.
+    State,
+    /// `plan.md`: the rest of the way.
+    Plan,
+    /// `evidence/<stage>.json`: what an analysis of the present release was asked and answered.
+    Evidence {
+        /// `background`, or `step-N`.
+        stage: &'a str,
+    },
+    /// `aborted/<revision>.json`: what is not rolled out again without a person's word.
+    Aborted {
+        /// The revision.
+        revision: &'a str,
+    },
+    /// `templates/<hash>.json`: what the present and the last good revision are.
+    Template {
+        /// The whole hash.
+        hash: &'a str,
+    },
+}
+
+impl<'a> Place<'a> {
+    /// The Rollout's folder, `<namespace>/<rollout>`, and what the path is in it. None for what no ledger holds.
+    pub fn parse(path: &'a str) -> Option<(&'a str, Self)> {
+        let (at, _) = path.match_indices('/').nth(1)?;
+        let (folder, rest) = (path.get(..at)?, path.get(at + 1..)?);
+        let place = match rest.split('/').collect::<Vec<_>>().as_slice() {
+            [STATE] => Self::State,
+            ["plan.md"] => Self::Plan,
+            [kind, file] => {
+                let name = file.strip_suffix(".json")?;
+                match *kind {
+                    EVIDENCE => Self::Evidence { stage: name },
+                    ABORTED => Self::Aborted { revision: name },
+                    TEMPLATES => Self::Template { hash: name },
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        };
+        Some((folder, place))
+    }
 }
 
 /// The event as it is written everywhere: in the subject, the trailers and the files.
@@ -432,10 +529,10 @@ pub(super) fn overview(
          |---|---|---|---|---|---|---|\n"
     );
     for ((namespace, name), state) in states {
-        let path = format!("{}/{}", component(namespace), component(name));
+        let path = folder(namespace, name);
         let _ = writeln!(
             out,
-            "| [{namespace}/{name}](state/{path}.json) ([plan](plan/{path}.md)) | {} | {}/{} | {}% | {} | {} | {} |",
+            "| [{namespace}/{name}]({path}) ([plan]({path}/plan.md)) | {} | {}/{} | {}% | {} | {} | {} |",
             event(state.event),
             state.stage,
             state.stages,
@@ -461,19 +558,24 @@ pub(super) fn overview(
     out.push_str(
         "\n## How to read this branch\n\n\
          - `git log` — what happened; each commit's trailers say who, when, why and on which evidence\n\
-         - `git log -- state/<namespace>/<rollout>.json` — the history of one Rollout\n\
-         - `state/` — the present, `plan/` — what comes next, `evidence/` — what each verdict was based on\n\
-         - `templates/` — what each revision was, `aborted/` — what is held back\n",
+         - `git log -- <namespace>/<rollout>` — the history of one Rollout\n\
+         - `state.json` in its folder — the present, `plan.md` — what comes next\n\
+         - `evidence/` — what each verdict on this release was based on; that of earlier ones is in the history\n\
+         - `templates/` — what this and the last good revision are, `aborted/` — what is held back\n",
     );
     out
 }
 
 #[cfg(test)]
 mod unit {
-    use super::{Evidence, LedgerEntry, component, event, overview, trailer_value};
+    use super::{Evidence, LastGood, LedgerEntry, StateFile, component, event, overview, trailer_value};
     use crate::api::{Transition, TransitionEvent};
     use serde_json::json;
     use std::collections::BTreeMap;
+
+    fn none() -> std::iter::Empty<&'static str> {
+        std::iter::empty()
+    }
 
     fn entry() -> LedgerEntry {
         LedgerEntry {
@@ -510,7 +612,7 @@ mod unit {
 
     #[test]
     fn the_message_is_exactly_this() {
-        let message = entry().render(None, Some("fedcba")).message;
+        let message = entry().render(None, Some("fedcba"), none()).message;
         let expected = "\
 shop/web: Aborted 2/6 20%→0%
 
@@ -530,7 +632,7 @@ Rollout-Reason: AnalysisFailed
 Rollout-From: aaaaaaaaaa
 Rollout-To: bbbbbbbbbb
 Rollout-Source-Commit: 1234567890123456789012345678901234567890
-Rollout-Evidence: evidence/shop/web/bbbbbbbbbb.1/step-1.json
+Rollout-Evidence: shop/web/evidence/step-1.json
 Rollout-Operator: sluice/0.1.0
 ";
         assert_eq!(message, expected);
@@ -538,19 +640,19 @@ Rollout-Operator: sluice/0.1.0
 
     #[test]
     fn the_tree_is_exactly_this() {
-        let rendered = entry().render(None, None);
+        let rendered = entry().render(None, None, none());
         let paths: Vec<_> = rendered.files.keys().map(String::as_str).collect();
         assert_eq!(
             paths,
             [
-                "aborted/shop/web/bbbbbbbbbb.json",
-                "evidence/shop/web/bbbbbbbbbb.1/step-1.json",
-                "plan/shop/web.md",
-                "state/shop/web.json",
-                "templates/bbbbbbbbbbff.json",
+                "shop/web/aborted/bbbbbbbbbb.json",
+                "shop/web/evidence/step-1.json",
+                "shop/web/plan.md",
+                "shop/web/state.json",
+                "shop/web/templates/bbbbbbbbbbff.json",
             ]
         );
-        let state = rendered.files["state/shop/web.json"].as_deref().unwrap();
+        let state = rendered.files["shop/web/state.json"].as_deref().unwrap();
         let expected = r#"{
   "at": "2026-03-04T05:06:07Z",
   "event": "Aborted",
@@ -573,12 +675,44 @@ Rollout-Operator: sluice/0.1.0
     }
 
     #[test]
+    fn a_new_release_clears_what_is_over_and_nothing_else() {
+        let aborted = entry().render(None, None, none());
+        let present = [
+            "shop/web/evidence/step-1.json",
+            "shop/web/evidence/background.json",
+            "shop/web/templates/bbbbbbbbbbff.json",
+            "shop/web/templates/aaaaaaaaaaff.json",
+            "shop/web/templates/ccccccccccff.json",
+            "shop/web/aborted/bbbbbbbbbb.json",
+            "shop/web/state.json",
+            "shop/web.2/evidence/step-1.json",
+            "shop/api/templates/ddddddddddff.json",
+        ];
+        let mut again = entry();
+        again.transition.sequence = 8;
+        let same = again.render(Some(&aborted.state), None, present.into_iter());
+        assert!(same.files.values().all(Option::is_some), "the same release keeps all: {:?}", same.files);
+        let mut next = entry();
+        next.transition.revision_to = "cccccccccc".into();
+        next.transition.event = TransitionEvent::StepCompleted;
+        next.template = None;
+        let before = StateFile {
+            last_good: Some(LastGood { revision: "aaaaaaaaaa".into(), at: next.transition.at }),
+            ..aborted.state
+        };
+        let cleared = next.render(Some(&before), None, present.into_iter());
+        let gone: Vec<_> = cleared.files.iter().filter(|(_, text)| text.is_none()).map(|(path, _)| &**path).collect();
+        assert_eq!(gone, ["shop/web/evidence/background.json", "shop/web/templates/bbbbbbbbbbff.json"]);
+        assert!(cleared.files["shop/web/evidence/step-1.json"].is_some(), "its own");
+    }
+
+    #[test]
     fn foreign_text_cannot_forge_a_trailer_or_a_line() {
         let mut forged = entry();
         forged.transition.message = "fine\n\nRollout-Event: Promoted\nRollout-Actor: \u{202e}nobody".into();
         forged.transition.reason = "a\nRollout-Actor: root".into();
         forged.transition.actor = Some("oidc:\"ann\"\r\nRollout-Seq: 99".into());
-        let message = forged.render(None, None).message;
+        let message = forged.render(None, None, none()).message;
         assert_eq!(message.lines().filter(|line| line.starts_with("Rollout-Event:")).count(), 1);
         assert_eq!(message.lines().filter(|line| line.starts_with("Rollout-Actor:")).count(), 1);
         assert_eq!(message.lines().filter(|line| line.starts_with("Rollout-Seq:")).count(), 1);
@@ -595,7 +729,7 @@ Rollout-Operator: sluice/0.1.0
         long.name = "r".repeat(46);
         long.transition.event = TransitionEvent::StepCompleted;
         long.transition.weight_to = 100;
-        let message = long.render(None, None).message;
+        let message = long.render(None, None, none()).message;
         let subject = message.lines().next().unwrap();
         assert_eq!(subject.chars().count(), 72);
         assert!(subject.ends_with("…: StepCompleted 2/6 20%→100%"), "{subject}");
@@ -604,19 +738,19 @@ Rollout-Operator: sluice/0.1.0
 
     #[test]
     fn a_promotion_lifts_the_denial_and_is_remembered_as_good() {
-        let aborted = entry().render(None, None);
+        let aborted = entry().render(None, None, none());
         assert_eq!(aborted.denies.as_ref().map(|(revision, _)| revision.as_str()), Some("bbbbbbbbbb"));
         let mut promoted = entry();
         promoted.transition.sequence = 8;
         promoted.transition.attempt = 2;
         promoted.transition.event = TransitionEvent::Promoted;
-        let rendered = promoted.render(Some(&aborted.state), None);
-        assert_eq!(rendered.files["aborted/shop/web/bbbbbbbbbb.json"], None);
+        let rendered = promoted.render(Some(&aborted.state), None, none());
+        assert_eq!(rendered.files["shop/web/aborted/bbbbbbbbbb.json"], None);
         assert_eq!(rendered.state.last_good.as_ref().unwrap().revision, "bbbbbbbbbb");
         let mut next = entry();
         next.uid = "another".into();
         next.transition.sequence = 1;
-        let rendered = next.render(Some(&rendered.state), None);
+        let rendered = next.render(Some(&rendered.state), None, none());
         assert_eq!(rendered.state.last_good.as_ref().unwrap().revision, "bbbbbbbbbb", "a new uid keeps it");
         assert!(rendered.state.has("0b7f", 8) && !rendered.state.has("0b7f", 9), "the former uid is remembered");
         assert!(rendered.state.has("another", 1) && !rendered.state.has("another", 2));
@@ -626,7 +760,7 @@ Rollout-Operator: sluice/0.1.0
     fn the_overview_cannot_be_broken_by_a_message() {
         let mut entry = entry();
         entry.transition.message = "a | b\n# <script>".into();
-        let rendered = entry.render(None, None);
+        let rendered = entry.render(None, None, none());
         let key = ("shop".to_owned(), "web".to_owned());
         let states = BTreeMap::from([(key.clone(), rendered.state)]);
         let aborted = BTreeMap::from([(key, BTreeMap::from([("bbbbbbbbbb".to_owned(), "bad".to_owned())]))]);

@@ -30,7 +30,7 @@ pub use epoch::Epoch;
 pub use error::{GitError, Missing, Rejection, Result};
 pub use history::{Change, Commit, Content, History, Person, Segment, Trailers, TreeEntry};
 pub use ledger::{Appended, Fork, Ledger, LedgerContents, LedgerPolicy, LocalLedger, RecordedRollout};
-pub use ledger_entry::{Evidence, LedgerEntry, state_document};
+pub use ledger_entry::{Evidence, LedgerEntry, Place, state_document};
 pub use push_policy::PushPolicy;
 pub use signing::Signer;
 pub use source::{Before, ReadLimits, Source, SourceFile};

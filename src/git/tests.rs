@@ -332,8 +332,8 @@ async fn one_commit_for_each_transition_in_order_and_git_reads_it() {
     let previous = place.git(&["log", "-1", "--format=%(trailers:key=Rollout-Prev,valueonly)", BRANCH]);
     assert_eq!(previous, place.git(&["rev-parse", &format!("{BRANCH}~2")]));
     let files = place.git(&["ls-tree", "-r", "--name-only", BRANCH]);
-    let expected = "README.md plan/shop/api.md plan/shop/web.md state/shop/api.json state/shop/web.json \
-                    templates/bbbbbbbbbb00ff.json";
+    let expected = "README.md shop/api/plan.md shop/api/state.json shop/api/templates/bbbbbbbbbb00ff.json \
+                    shop/web/plan.md shop/web/state.json shop/web/templates/bbbbbbbbbb00ff.json";
     assert_eq!(files.split('\n').collect::<Vec<_>>().join(" "), expected);
     assert!(place.git(&["show", &format!("{BRANCH}:README.md")]).contains("number 4 of web"));
     place.git(&["fsck", "--strict"]);
@@ -449,7 +449,7 @@ async fn a_new_cluster_reads_what_was_aborted_and_what_was_good() {
         let (revision, template) = web.last_good.clone().unwrap();
         assert_eq!((revision, template.unwrap().0), ("bbbbbbbbbb".to_owned(), promoted.template.clone().unwrap().1));
     }
-    let evidence = place.git(&["show", &format!("{BRANCH}:evidence/shop/web/cccccccccc.1/step-1.json")]);
+    let evidence = place.git(&["show", &format!("{BRANCH}:shop/web/evidence/step-1.json")]);
     assert_eq!(serde_json::from_str::<serde_json::Value>(&evidence).unwrap(), json!({"verdict": "Fail"}));
     // Tried again with a person's word, and good.
     aborted.transition.sequence = 3;
@@ -459,7 +459,7 @@ async fn a_new_cluster_reads_what_was_aborted_and_what_was_good() {
     let web = place.fresh_ledger().read().await.unwrap().rollouts.remove(&key).unwrap();
     assert_eq!(web.aborted, BTreeMap::new());
     assert_eq!(web.last_good.unwrap().0, "cccccccccc");
-    assert!(place.git(&["ls-tree", "-r", "--name-only", BRANCH, "aborted/"]).is_empty());
+    assert!(place.git(&["ls-tree", "-r", "--name-only", BRANCH, "shop/web/aborted/"]).is_empty());
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use super::archive::{Archive, ArchivedLedger, is_object_name};
 use super::epoch::{self, Epoch};
 use super::error::Result;
 use super::history::{Change, Commit, History, Trailers};
-use super::ledger_entry::{Evidence, LedgerEntry, StateFile, component, one_line, overview};
+use super::ledger_entry::{Evidence, LedgerEntry, Place, StateFile, event, folder, one_line, overview, state_path};
 use crate::api::{PodTemplate, Transition, TransitionEvent};
 
 /// Where the allowed signers of a repository stand, on the branch that people commit to.
@@ -308,8 +308,8 @@ impl Books {
     ) -> Result<()> {
         let id = commit.id.as_str();
         let Some(key) = self.identity(commit, trailers) else { return Ok(()) };
-        let place = format!("{}/{}", component(&key.0), component(&key.1));
-        let Some(state) = self.state(history, id, &format!("state/{place}.json"), changes).await? else {
+        let place = folder(&key.0, &key.1);
+        let Some(state) = self.state(history, id, &state_path(&key.0, &key.1), changes).await? else {
             return Ok(());
         };
         let Some(transition) = self.transition(id, &state, trailers) else { return Ok(()) };
@@ -337,13 +337,18 @@ impl Books {
                 self.fault(Some(id), &change.path, "a text", "something else");
                 continue;
             };
-            if change.path == format!("plan/{place}.md") {
-                text.clone_into(&mut entry.plan);
-            } else if change.path.starts_with("templates/") {
-                self.template(id, change, text, &mut entry);
+            match Place::parse(&change.path).filter(|(folder, _)| *folder == place) {
+                Some((_, Place::Plan)) => text.clone_into(&mut entry.plan),
+                Some((_, Place::Template { hash })) => self.template(id, change, hash, text, &mut entry),
+                _ => {}
             }
         }
-        let rendered = entry.render(before.as_ref(), self.commits.get(&key).map(String::as_str));
+        // As it was before this entry: what goes with it is among the changes.
+        let gone = changes.iter().filter(|change| change.after.is_none()).map(|change| change.path.as_str());
+        let below = format!("{place}/");
+        let left = self.tree.range(below.clone()..).map(|(path, _)| path.as_str());
+        let present = gone.chain(left.take_while(|path| path.starts_with(&below)));
+        let rendered = entry.render(before.as_ref(), self.commits.get(&key).map(String::as_str), present);
         self.message(commit, &rendered.message);
         if commit.author.seconds != Some(rendered.at.timestamp()) {
             self.fault(Some(id), "author", &format!("the time {}", rendered.at), &commit.author.to_string());
@@ -437,7 +442,7 @@ impl Books {
             revision_from: text("From"),
             revision_to: revision.to_owned(),
             attempt: attempt.parse().unwrap_or_default(),
-            reason: text("Reason").unwrap_or_default(),
+            reason: text("Reason").unwrap_or_else(|| event(state.event)),
             message: state.message.clone(),
             verdict: text("Verdict"),
             actor: text("Actor"),
@@ -483,18 +488,17 @@ impl Books {
         Ok(())
     }
 
-    fn template(&mut self, id: &str, change: &Change, text: &str, entry: &mut LedgerEntry) {
-        let name = change.path.strip_prefix("templates/").and_then(|name| name.strip_suffix(".json"));
+    fn template(&mut self, id: &str, change: &Change, name: &str, text: &str, entry: &mut LedgerEntry) {
         let template = PodTemplate(serde_json::from_str(text).unwrap_or_default());
         let hash = template.hash_v1();
-        if name != Some(hash.as_str()) || !hash.starts_with(&entry.transition.revision_to) {
+        if name != hash || !hash.starts_with(&entry.transition.revision_to) {
             let expected = format!("the template of {}, under its hash", entry.transition.revision_to);
             self.fault(Some(id), &change.path, &expected, &format!("one with the hash {hash}"));
         }
         if change.before.is_some() {
             self.fault(Some(id), &change.path, "a template that never changes", "a change");
         }
-        entry.template = name.map(|name| (name.to_owned(), template.0));
+        entry.template = Some((name.to_owned(), template.0));
     }
 
     fn message(&mut self, commit: &Commit, expected: &str) {

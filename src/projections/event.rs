@@ -91,7 +91,8 @@ impl Event {
             revision_to: text("To")?,
             release: text("Release")?,
             verdict: text("Verdict"),
-            reason: text("Reason").unwrap_or_default(),
+            // What has no other reason is its own.
+            reason: text("Reason").or_else(|| text("Event")).unwrap_or_default(),
             message: commit.body(),
             actor: text("Actor"),
             source_commit: text("Source-Commit"),

@@ -439,9 +439,9 @@ async fn one_cluster_does_not_commit_for_others_before_enough_of_them_agree() {
             std::io::Write::write_all(child.stdin.as_mut().unwrap(), stream.as_bytes()).unwrap();
             assert!(child.wait().unwrap().success());
         };
-        log("prod", "state/shop/web.json");
-        log("test", "state/shop/web.json");
-        log("elsewhere", "state/shop/other.json");
+        log("prod", "shop/web/state.json");
+        log("test", "shop/web/state.json");
+        log("elsewhere", "shop/other/state.json");
         world.aborted("bad", &bad, "Verdict");
         world.turn().await;
         assert_eq!(world.main(), bad, "the other cluster is content with it");
@@ -451,7 +451,7 @@ async fn one_cluster_does_not_commit_for_others_before_enough_of_them_agree() {
         }
         let (_, reason, message) = world.ahead().unwrap();
         assert!(reason == "RevertWaits" && message.contains("1 of 2 clusters"), "{message}");
-        log("test", &format!("aborted/shop/web/{}.json", template("bad").revision()));
+        log("test", &format!("shop/web/aborted/{}.json", template("bad").revision()));
         world.turn().await;
         assert_eq!(world.reason(), "RevertCommitted");
         assert_ne!(world.main(), bad);

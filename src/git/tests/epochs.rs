@@ -29,7 +29,7 @@ async fn a_branch_that_others_wrote_is_left_alone_and_the_next_epoch_goes_on() {
         if rewritten {
             place.git(&["update-ref", "-d", &full]);
         }
-        let foreign = place.commit(BRANCH, &[("100644", "state/shop/web.json", "{}")]);
+        let foreign = place.commit(BRANCH, &[("100644", "shop/web/state.json", "{}")]);
         let appended = ledger.append(&[step("web", 2)]).await.unwrap();
         let fork =
             Fork { branch: NEXT.into(), previous: BRANCH.into(), expected: known.clone(), found: foreign.clone() };
@@ -100,7 +100,7 @@ async fn who_has_no_copy_but_knows_of_one_does_not_begin_anew_in_silence() {
         place.ledger().append(&[step("web", 1)]).await.unwrap();
         let tip = place.tip();
         place.git(&["update-ref", "-d", &format!("refs/heads/{BRANCH}")]);
-        let found = garbage.map(|text| place.commit(BRANCH, &[("100644", "state/shop/web.json", text)]));
+        let found = garbage.map(|text| place.commit(BRANCH, &[("100644", "shop/web/state.json", text)]));
         let fresh = place.fresh_ledger().expecting(Some((BRANCH, &tip)));
         assert!(fresh.read().await.unwrap().fork.is_some());
         let appended = fresh.append(&[step("web", 2)]).await.unwrap();

@@ -77,8 +77,8 @@ async fn a_history_is_read_across_epochs_from_any_clone() {
         assert_eq!(trailers.get("Actor"), Some("ann \"the\" admin"), "decoded");
         assert_eq!(trailers.get("Weight"), Some("0->20"));
         assert_eq!(trailers.to_json()["Seq"], "1");
-        let state = "state/shop/web.json";
-        let all = ["evidence/shop/web/bbbbbbbbbb.1/step-1.json", "plan/shop/web.md", state];
+        let state = "shop/web/state.json";
+        let all = ["shop/web/evidence/step-1.json", "shop/web/plan.md", state];
         assert_eq!(changed[..3], all.map(str::to_owned));
         assert_eq!(commits[2].1, Vec::<String>::new(), "an epoch begins with the tree of the one before");
         assert!(commits[2].0.parents.is_empty());
@@ -94,7 +94,7 @@ async fn what_files_hold_is_read_when_it_is_asked_for() {
     let mut history = archive.history(chain.segments).await.unwrap();
     let first = history.next().await.unwrap().unwrap();
     let changes = history.changes(&first).await.unwrap();
-    let evidence = changes.iter().find(|change| change.path.starts_with("evidence/")).unwrap();
+    let evidence = changes.iter().find(|change| change.path.contains("/evidence/")).unwrap();
     let wanted = Content::File(b"{\n  \"verdict\": \"Pass\"\n}\n".to_vec());
     assert_eq!(history.read(evidence.file().unwrap()).await.unwrap(), wanted);
     assert_eq!(history.read(&format!("{}:{}", first.id, evidence.path)).await.unwrap(), wanted);
@@ -115,7 +115,7 @@ async fn a_part_of_a_history_knows_what_was_before_it() {
     let commit = history.next().await.unwrap().unwrap();
     assert_eq!(commit.trailers().get("Id"), Some("prod/shop/api"));
     let paths: Vec<_> = history.changes(&commit).await.unwrap().into_iter().map(|change| change.path).collect();
-    assert_eq!(paths, ["README.md", "plan/shop/api.md", "state/shop/api.json"]);
+    assert_eq!(paths, ["README.md", "shop/api/plan.md", "shop/api/state.json", "shop/api/templates/bbbbbbbbbb00ff.json"]);
     assert_eq!(history.next().await.unwrap(), None);
 }
 
