@@ -148,7 +148,7 @@ impl Bench {
         Ok(packs.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum())
     }
 
-    /// What takes the room, by the first folder of the path: bytes in the pack, and objects. Reads everything.
+    /// What takes the room, by what lies in a Rollout's folder: bytes in the pack, and objects. Reads everything.
     pub fn by_folder(&self) -> anyhow::Result<Vec<(String, u64, u64)>> {
         let remote = self.remote();
         let sizes = "--batch-check=%(objectname) %(objecttype) %(objectsize:disk)";
@@ -164,7 +164,7 @@ impl Bench {
             let folder = match *kind {
                 "commit" => "(commits)".to_owned(),
                 "tree" => format!("(trees) depth {}", if path.is_empty() { 0 } else { path.split('/').count() }),
-                _ => path.split('/').next().unwrap_or_default().to_owned(),
+                _ => path.split('/').nth(2).unwrap_or(path).to_owned(),
             };
             let entry = folders.entry(folder).or_default();
             entry.0 += size.parse::<u64>().unwrap_or_default();

@@ -601,7 +601,14 @@ impl Ledger {
         let listing = String::from_utf8_lossy(&listing);
         let mut files = Vec::new();
         for (mode, object, path) in listing.split('\0').filter_map(tree_line) {
-            let Some((folder, place)) = Place::parse(path).filter(|_| mode == "100644") else { continue };
+            let Some((folder, place)) = Place::parse(path).filter(|_| mode == "100644") else {
+                // To know nothing of what was aborted there would be worse than to stop.
+                if path.starts_with("state/") {
+                    let reason = "it is in the place of an earlier version; begin a new branch for this one".to_owned();
+                    return Err(GitError::Unreadable { path: path.to_owned(), reason });
+                }
+                continue;
+            };
             match place {
                 Place::State | Place::Aborted { .. } => files.push((path, folder, place, object)),
                 Place::Evidence { .. } | Place::Template { .. } => {

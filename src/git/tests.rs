@@ -463,6 +463,14 @@ async fn a_new_cluster_reads_what_was_aborted_and_what_was_good() {
 }
 
 #[tokio::test]
+async fn a_ledger_of_an_earlier_layout_is_refused_and_not_taken_for_an_empty_one() {
+    let place = Place::new();
+    place.commit(BRANCH, &[("100644", "state/shop/web.json", "{}")]);
+    let refused = place.ledger().read().await.unwrap_err().to_string();
+    assert!(refused.contains("state/shop/web.json") && refused.contains("earlier version"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_local_ledger_needs_no_remote_and_no_runtime() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("rehearsal");

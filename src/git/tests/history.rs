@@ -115,7 +115,10 @@ async fn a_part_of_a_history_knows_what_was_before_it() {
     let commit = history.next().await.unwrap().unwrap();
     assert_eq!(commit.trailers().get("Id"), Some("prod/shop/api"));
     let paths: Vec<_> = history.changes(&commit).await.unwrap().into_iter().map(|change| change.path).collect();
-    assert_eq!(paths, ["README.md", "shop/api/plan.md", "shop/api/state.json", "shop/api/templates/bbbbbbbbbb00ff.json"]);
+    assert_eq!(
+        paths,
+        ["README.md", "shop/api/plan.md", "shop/api/state.json", "shop/api/templates/bbbbbbbbbb00ff.json"]
+    );
     assert_eq!(history.next().await.unwrap(), None);
 }
 
