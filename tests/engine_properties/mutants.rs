@@ -50,6 +50,22 @@ impl Mutant {
         Self::LostStatusIsFirstDeploy,
     ];
 
+    /// The promise that it breaks, as the observers name it: another one that it breaks beside it does not count.
+    pub fn breaks(self) -> &'static str {
+        match self {
+            Self::RaiseBeforeReady => "S2",
+            Self::ShrinkBeforeRoute => "S4",
+            Self::NoDataPasses | Self::OldSamples => "S5",
+            Self::DoubleTransition | Self::RelativeWeight | Self::SkipStage | Self::LostStatusIsFirstDeploy => "S6",
+            Self::PromoteWinsTie | Self::AbortNotAbsorbing => "S7",
+            Self::StaleWrite | Self::LostTransition => "S8",
+            Self::SkipSettle | Self::SelectInTraffic => "S9",
+            Self::IgnoreEpoch => "S10",
+            Self::WriteAtRest => "L1",
+            Self::ForgetWakeUp => "L3",
+        }
+    }
+
     pub fn decide(self, snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
         let mut snapshot = snapshot.clone();
         self.blind(&mut snapshot, now);
@@ -99,7 +115,9 @@ impl Mutant {
             }
             Self::LostStatusIsFirstDeploy if snapshot.status.has_no_position() => {
                 snapshot.revisions.clear();
-                snapshot.ledger = LedgerState { read: true, ..LedgerState::default() };
+                // Its numbers go on: what gives it away is the first deploy, not a gap.
+                let sequence = snapshot.ledger.sequence;
+                snapshot.ledger = LedgerState { read: true, sequence, ..LedgerState::default() };
                 for service in snapshot.services.values_mut() {
                     service.selects = None;
                 }
