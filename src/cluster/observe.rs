@@ -364,6 +364,9 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::{PodTemplate, Release, ReleaseState, TransitionEvent};
+    use crate::engine::Turn;
+    use crate::engine::decide::decide;
 
     fn put(index: &Index, kind: Kind, mut object: Value) {
         object["apiVersion"] = json!(kind.resource().api_version);
@@ -526,5 +529,141 @@ mod tests {
         assert_eq!(ready.get("abc"), Some(&2));
         assert_eq!(ready.get("def"), Some(&1));
         assert_eq!(ready.get(""), Some(&1), "a stranger's pod is no revision's");
+    }
+
+    /// The Rollout `web` with its canary at 20 %, as the cluster shows it, and this status; with the two revisions.
+    fn in_the_middle(status: Value) -> (Index, PodTemplate, PodTemplate) {
+        let index = whole();
+        let template = |image: &str| {
+            PodTemplate(
+                json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": image}]}}),
+            )
+        };
+        let (stable, canary) = (template("i:1"), template("i:2"));
+        let mut web = rollout("web", "2026-01-01T00:00:00Z");
+        web["metadata"]["resourceVersion"] = json!("2");
+        web["spec"]["template"] = canary.0.clone();
+        web["status"] = status;
+        put(&index, Kind::Rollout, web);
+        for (template, service) in [(&stable, "web-stable"), (&canary, "web-canary")] {
+            let revision = template.revision();
+            let mut its_service = service_of(service, &revision);
+            its_service["metadata"]["resourceVersion"] = json!("2");
+            put(&index, Kind::Service, its_service);
+            let mut labelled = template.0.clone();
+            labelled["metadata"]["labels"]["sluice.dev/revision"] = json!(revision);
+            put(
+                &index,
+                Kind::ReplicaSet,
+                json!({
+                    "metadata": {"name": format!("web-{revision}"), "uid": revision, "resourceVersion": "1", "generation": 1,
+                        "labels": {"sluice.dev/rollout": "web", "sluice.dev/revision": revision},
+                        "ownerReferences": [{"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "name": "web",
+                            "uid": "web", "controller": true}]},
+                    "spec": {"replicas": 1, "template": labelled},
+                    "status": {"replicas": 1, "readyReplicas": 1, "availableReplicas": 1, "observedGeneration": 1}
+                }),
+            );
+        }
+        let mut route = route("web-canary");
+        route["metadata"]["resourceVersion"] = json!("2");
+        route["spec"]["rules"][0]["backendRefs"][0]["weight"] = json!(80);
+        route["spec"]["rules"][0]["backendRefs"][1]["weight"] = json!(20);
+        put(&index, Kind::HttpRoute, route);
+        (index, stable, canary)
+    }
+
+    fn service_of(name: &str, revision: &str) -> Value {
+        service(name, json!({"app": "web", "sluice.dev/revision": revision}))
+    }
+
+    /// What the engine makes of `web` when the log has this position of it.
+    fn next(index: &Index, position: Option<RolloutStatus>) -> RolloutStatus {
+        let rollout = index.rollout(&Key::new("shop", "web")).unwrap();
+        let ledger = LedgerState {
+            read: true,
+            configured: true,
+            sequence: 7,
+            position: position.map(Box::new),
+            ..Default::default()
+        };
+        let snapshot = observe(index, &rollout, ledger, 1).unwrap();
+        match decide(&snapshot, "2026-01-01T02:00:00Z".parse().unwrap()) {
+            Turn::Advance(status) => *status,
+            turn => panic!("{turn:?}"),
+        }
+    }
+
+    /// The position that the log has: the canary at its first step.
+    fn recorded(stable: &PodTemplate, canary: &PodTemplate) -> RolloutStatus {
+        let release = Release {
+            revision: canary.revision(),
+            attempt: 1,
+            state: ReleaseState::Stepping,
+            started_at: "2026-01-01T01:00:00Z".parse().ok(),
+            ..Release::default()
+        };
+        RolloutStatus { stable_revision: Some(stable.revision()), release: Some(release), ..RolloutStatus::default() }
+    }
+
+    #[test]
+    fn a_rollout_with_a_damaged_status_goes_on_where_it_stood() {
+        for damaged in [
+            json!({"currentStep": "three"}),
+            json!({"phase": "Progressing", "stableRevision": "abc", "release": {"stage": "three"}}),
+            json!({"phase": "NoSuchPhase", "stableRevision": "abc"}),
+            json!({"stableRevision": {"name": "abc"}}),
+            json!([]),
+            json!("three"),
+        ] {
+            let (index, stable, canary) = in_the_middle(damaged.clone());
+            let status = next(&index, Some(recorded(&stable, &canary)));
+            assert_eq!(status.stable_revision, Some(stable.revision()), "{damaged}: by Service and log");
+            let release = status.release.expect("the canary is in flight again");
+            assert_eq!((release.revision, release.state), (canary.revision(), ReleaseState::Stepping), "{damaged}");
+            let told: Vec<_> =
+                status.pending_log.iter().map(|it| (it.sequence, it.event, it.reason.as_str())).collect();
+            assert_eq!(told, [(8, TransitionEvent::Recovered, "StatusLost")], "{damaged}: the numbers go on");
+        }
+    }
+
+    #[test]
+    fn an_abort_that_was_obeyed_is_heard_again_when_the_status_is_lost() {
+        let word = |index: &Index, action: &str, created: &str, revision: &str| {
+            put(
+                index,
+                Kind::Intervention,
+                json!({
+                    "metadata": {"name": "word", "uid": "word", "resourceVersion": "1", "creationTimestamp": created},
+                    "spec": {"rollout": "web", "revision": revision, "action": action, "actor": "ann", "reason": "slow"},
+                    "status": {"outcome": "Applied", "message": "done", "at": "2026-01-01T01:30:01Z"}
+                }),
+            );
+        };
+        let events = |status: &RolloutStatus| status.pending_log.iter().map(|it| it.event).collect::<Vec<_>>();
+
+        // Said in this release, whose abort the log does not have: it counts again.
+        let (index, stable, canary) = in_the_middle(json!({"currentStep": "three"}));
+        word(&index, "abort", "2026-01-01T01:30:00Z", &canary.revision());
+        let status = next(&index, Some(recorded(&stable, &canary)));
+        assert_eq!(events(&status), [TransitionEvent::Recovered, TransitionEvent::Aborted]);
+        let abort = status.release.as_ref().and_then(|release| release.abort.clone()).unwrap();
+        assert_eq!(abort.actor.as_deref(), Some("ann"));
+        assert_eq!(status.denied.iter().map(|it| it.revision.clone()).collect::<Vec<_>>(), [canary.revision()]);
+
+        // Said of an attempt before this release, or not an abort: it was taken long ago.
+        for (action, created) in [("abort", "2026-01-01T00:30:00Z"), ("promote", "2026-01-01T01:30:00Z")] {
+            let (index, stable, canary) = in_the_middle(json!({"currentStep": "three"}));
+            word(&index, action, created, &canary.revision());
+            let status = next(&index, Some(recorded(&stable, &canary)));
+            assert_eq!(events(&status), [TransitionEvent::Recovered], "{action} of {created}");
+        }
+
+        // With a status it was taken, and nothing hears it.
+        let (_, stable, canary) = in_the_middle(Value::Null);
+        let known = serde_json::to_value(recorded(&stable, &canary)).unwrap();
+        let (index, ..) = in_the_middle(known);
+        word(&index, "abort", "2026-01-01T01:30:00Z", &canary.revision());
+        assert_eq!(look(&index, "web").interventions, []);
     }
 }
