@@ -17,8 +17,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use tracing::Level;
+use tracing::{Level, Subscriber};
 use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -47,21 +48,30 @@ pub const DEFAULT_LOG_FILTER: &str = "info";
 
 /// Sends the logs as one JSON object a line to standard error, so that standard output stays free for data.
 pub fn init_logs(filter: &str) -> Result<(), TelemetryError> {
-    let parsed =
-        EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
-    tracing_subscriber::registry()
-        .with(parsed)
-        .with(filter_fn(|metadata| may_log(metadata.target(), metadata.level())))
-        .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(io::stderr))
-        .try_init()?;
+    logs(filter, io::stderr)?.try_init()?;
     Ok(())
 }
 
+/// What takes the logs: those that the filter asks for and that may be written, as JSON lines.
+pub(crate) fn logs<W>(filter: &str, writer: W) -> Result<impl Subscriber + Send + Sync, TelemetryError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let parsed =
+        EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
+    Ok(tracing_subscriber::registry()
+        .with(parsed)
+        .with(filter_fn(|metadata| may_log(metadata.target(), metadata.level())))
+        .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer)))
+}
+
 /// Whether a line of this target and level may ever be written, whatever the filter asks for. The libraries that
-/// speak HTTP and TLS write headers and bodies at their finer levels, and those hold tokens.
+/// speak HTTP and TLS write headers and bodies at their finer levels, and those hold tokens. The Kubernetes client
+/// writes an answer that it cannot decode as a warning, whole: that may be a Secret.
 fn may_log(target: &str, level: &Level) -> bool {
     let ours = target == "sluice" || target.starts_with("sluice::");
-    ours || *level <= Level::INFO
+    let most = if target == "kube_client::client" { Level::ERROR } else { Level::INFO };
+    ours || *level <= most
 }
 
 // === Metrics ===
@@ -582,7 +592,8 @@ mod tests {
     #[test]
     fn no_filter_makes_the_http_and_tls_libraries_talk() {
         assert!(may_log("sluice::controllers::rollout", &Level::TRACE));
-        assert!(may_log("kube_client::client", &Level::WARN));
+        assert!(may_log("kube_runtime::watcher", &Level::WARN));
+        assert!(!may_log("kube_client::client", &Level::WARN), "it writes whole answers");
         for target in ["hyper::proto", "reqwest::connect", "rustls::client", "kube_client::client", "sluicebox"] {
             assert!(!may_log(target, &Level::DEBUG), "{target}");
             assert!(!may_log(target, &Level::TRACE), "{target}");

@@ -138,6 +138,12 @@ pub enum ApplyError {
         /// The object.
         target: Box<Target>,
     },
+    /// The answer is not what an API server says. Nothing of it is kept: it may be a Secret.
+    #[error("the answer about {target} cannot be understood")]
+    Unreadable {
+        /// The object.
+        target: Box<Target>,
+    },
     /// The API server could not be asked, or had trouble of its own.
     #[error("{target}: {}", brief(source))]
     Api {
@@ -312,7 +318,7 @@ impl Applier {
             Err(ApplyError::Conflict { .. }) => "Conflict",
             Err(ApplyError::Refused { .. } | ApplyError::UnknownKind { .. }) => "Refused",
             Err(ApplyError::Timeout { .. }) => "Timeout",
-            Err(ApplyError::Api { .. } | ApplyError::Discovery(_)) => "ApiError",
+            Err(ApplyError::Api { .. } | ApplyError::Unreadable { .. } | ApplyError::Discovery(_)) => "ApiError",
         };
         // One label for all kinds: people name kinds, and labels of metrics must stay few.
         self.observer.wrote("synced", verb, word);
@@ -341,6 +347,7 @@ fn sort(target: &Target, error: kube::Error) -> ApplyError {
     let boxed = Box::new(target.clone());
     let mut status = match error {
         kube::Error::Api(status) => status,
+        kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => return ApplyError::Unreadable { target: boxed },
         error => return ApplyError::Api { target: boxed, source: Box::new(error) },
     };
     let refused = |reason: &str, message: &str| ApplyError::Refused {

@@ -13,6 +13,9 @@ pub mod rollout;
 pub mod sync_plan;
 pub mod write_back;
 
+#[cfg(test)]
+mod canaries;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 

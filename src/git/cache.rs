@@ -106,7 +106,7 @@ impl GitCache {
 
     /// With another program in the place of ssh.
     #[cfg(test)]
-    pub(super) fn with_ssh(mut self, program: &Path) -> Self {
+    pub(crate) fn with_ssh(mut self, program: &Path) -> Self {
         self.ssh = program.display().to_string();
         self
     }

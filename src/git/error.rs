@@ -4,6 +4,9 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+
 /// The result of anything in this room.
 pub type Result<T> = std::result::Result<T, GitError>;
 
@@ -267,8 +270,10 @@ const LONGEST_DETAIL: usize = 400;
 const SHORTEST_SECRET: usize = 4;
 
 impl Scrubber {
+    /// For these, and for what they become on the way through HTTP and addresses.
     pub(super) fn new(secrets: impl IntoIterator<Item = String>) -> Self {
-        let mut secrets: Vec<_> = secrets.into_iter().filter(|secret| secret.len() >= SHORTEST_SECRET).collect();
+        let secrets = secrets.into_iter().filter(|secret| secret.len() >= SHORTEST_SECRET);
+        let mut secrets: Vec<_> = secrets.flat_map(|secret| [encoded(&secret), vec![secret]].concat()).collect();
         // A secret that holds another one goes first, or the rest of it would stay behind.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         Self { secrets }
@@ -294,6 +299,24 @@ impl Scrubber {
         }
         line
     }
+}
+
+/// A secret as servers and addresses spell it: in percent and in Base64, alone and as a part of something longer.
+fn encoded(secret: &str) -> Vec<String> {
+    let percent = |digits: fn(u8) -> String| -> String {
+        let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        secret.bytes().map(|byte| if unreserved(byte) { char::from(byte).to_string() } else { digits(byte) }).collect()
+    };
+    let mut forms = vec![percent(|byte| format!("%{byte:02X}")), percent(|byte| format!("%{byte:02x}"))];
+    for (engine, before) in
+        [STANDARD_NO_PAD, URL_SAFE_NO_PAD].iter().flat_map(|engine| (0..3).map(move |n| (engine, n)))
+    {
+        // Where it begins among three bytes decides how it is spelled; its ends depend on what stands around it.
+        let text = engine.encode([vec![0; before], secret.as_bytes().to_vec()].concat());
+        let (begin, end) = ((before * 8).div_ceil(6), (before + secret.len()) * 8 / 6);
+        forms.extend(text.get(begin..end).map(str::to_owned));
+    }
+    forms
 }
 
 /// `https://user:word@host` becomes `https://***@host`, wherever the text comes from.
@@ -450,6 +473,9 @@ pub(super) fn detail(stderr: &str, scrubber: &Scrubber) -> String {
 
 #[cfg(test)]
 mod unit {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+
     use super::{GitError, Missing, Scrubber, classify};
 
     #[test]
@@ -483,6 +509,22 @@ mod unit {
             matches!(error, GitError::NotFound { what: Missing::Branch, ref name, .. } if name == "nope"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_secret_does_not_pass_in_another_spelling() {
+        let secret = "ab/cd+ef=?0123";
+        let scrubber = Scrubber::new([secret.to_owned()]);
+        for around in ["", "u", "us", "sluice:"] {
+            let whole = format!("{around}{secret}");
+            for text in [STANDARD.encode(&whole), URL_SAFE_NO_PAD.encode(&whole), STANDARD.encode(format!("{whole}@"))]
+            {
+                let clean = scrubber.clean(&format!("Basic {text} is wrong"));
+                assert!(clean.contains("***") && clean.len() < 35, "{text}: {clean}");
+            }
+        }
+        assert_eq!(scrubber.clean("?token=ab%2Fcd%2Bef%3D%3F0123"), "?token=***");
+        assert_eq!(scrubber.clean("?token=ab%2fcd%2bef%3d%3f0123"), "?token=***");
     }
 
     #[test]
