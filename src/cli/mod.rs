@@ -15,6 +15,7 @@ pub mod probe;
 pub mod rehearse;
 pub mod replay;
 pub mod rollout_status;
+pub mod schema;
 pub mod terminal;
 pub mod verify;
 
