@@ -77,6 +77,7 @@ fn links_lead_somewhere() {
         "CONTRIBUTING.md",
         "SECURITY.md",
         "CHANGELOG.md",
+        "docs/lint.md",
         "docs/reasons.md",
         "docs/notifications.md",
     ] {

@@ -13,6 +13,9 @@ use crate::api::{AnalysisTemplateSpec, Argument, ClusterAnalysisTemplateSpec, Me
 const MAX_METRICS: usize = 64;
 const MAX_QUERY: usize = 8192;
 
+/// The arguments that are always set, whoever uses a template.
+const STANDARD: [&str; 6] = ["namespace", "rollout", "revision", "stableRevision", "stableService", "canaryService"];
+
 /// A template as a Rollout names it.
 #[derive(Clone, Copy, Debug)]
 pub struct Template<'a> {
@@ -93,16 +96,19 @@ pub fn resolve(
     if faults.0.is_empty() { Ok(metrics) } else { Err(faults.0) }
 }
 
-/// What is wrong with one template by itself, whoever uses it.
+/// What is wrong with one template by itself, whoever uses it: a number stands for each of its arguments.
 pub fn check_template(template: &Template<'_>) -> Vec<Fault> {
     let mut faults = Faults::default();
+    let arguments = template.args.iter().map(|argument| argument.name.as_str()).chain(STANDARD);
+    let values: BTreeMap<String, String> = arguments.map(|name| (name.to_owned(), "0".to_owned())).collect();
     let mut names = BTreeSet::new();
     for (index, metric) in template.metrics.iter().enumerate() {
         let place = |field: &str| place(template, &format!("spec.metrics[{index}]{field}"));
         if !names.insert(&metric.name) {
             faults.add(place(".name"), format!("there is a metric \"{}\" already", metric.name));
         }
-        check(metric, Ending::WithRollout, &place, &mut faults);
+        let metric = filled(metric, &values, &place, &mut faults);
+        check(&metric, Ending::WithRollout, &place, &mut faults);
     }
     faults.0
 }
@@ -234,9 +240,8 @@ fn check(metric: &Metric, ending: Ending, place: &dyn Fn(&str) -> String, faults
     for (field, condition) in
         [(".successCondition", &metric.success_condition), (".failureCondition", &metric.failure_condition)]
     {
-        // A template is checked before its arguments are known: a number stands for each of them.
-        let Some(text) = condition.as_deref().map(stand_in) else { continue };
-        if let Err(error) = Condition::parse(&text) {
+        let Some(text) = condition else { continue };
+        if let Err(error) = Condition::parse(text) {
             faults.add(place(field), error.to_string());
         }
     }
@@ -286,22 +291,6 @@ fn check_times(metric: &Metric, ending: Ending, place: &dyn Fn(&str) -> String, 
         }
         _ => {}
     }
-}
-
-/// A condition with a number in each placeholder of ours; anything else stays, for the parser to refuse.
-fn stand_in(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, placeholder)) = rest.split_once("{{") {
-        let Some((inside, after)) = placeholder.split_once("}}") else { break };
-        if !inside.trim().starts_with("args.") {
-            break;
-        }
-        out.push_str(before);
-        out.push('0');
-        rest = after;
-    }
-    out + rest
 }
 
 #[cfg(test)]
@@ -360,6 +349,22 @@ mod tests {
         assert_eq!(query(1), "ok{ns=\"shop\"}");
         assert_eq!(metrics[1].success_condition.as_deref(), Some("result >= 0.95"));
         assert_eq!(check_template(&Template::namespaced("t", &spec)), []);
+    }
+
+    #[test]
+    fn an_argument_that_nobody_declares_is_a_fault_of_the_template_itself() {
+        let query = "errors{app=\"{{ args.app }}\",code=\"{{args.cod}}\"}";
+        let spec = template(json!({"args": [{"name": "app"}], "metrics": [metric(json!({
+            "provider": {"prometheus": {"name": "prom", "query": query}}
+        }))]}));
+        let faults = check_template(&Template::namespaced("t", &spec));
+        assert_eq!(
+            faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["AnalysisTemplate \"t\" spec.metrics[0].provider.prometheus.query: {{args.cod}} is not an argument of \
+                 this template; it knows app, canaryService, namespace, revision, rollout, stableRevision, stableService"]
+        );
+        // A Rollout that uses it is told the same.
+        assert_eq!(one(&spec, &[argument("app", "web")], Ending::ByItself).unwrap_err().len(), 1);
     }
 
     #[test]

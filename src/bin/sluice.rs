@@ -21,6 +21,8 @@ struct Arguments {
 enum Command {
     /// Run the operator
     Operator(OperatorArgs),
+    /// Check manifests as the operator and its API server would, before any cluster sees them
+    Lint(cli::lint::Arguments),
     /// Show what would happen to Rollouts in manifests, step by step, with times
     Plan(cli::plan::Arguments),
     /// Run a Rollout in a simulated world, with faults on request, and write a real log of it
@@ -78,6 +80,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
             Ok(Exit::Reached)
         }
         Command::Probe(arguments) => Ok(cli::probe::run(&arguments, &mut io::stdout().lock())?),
+        Command::Lint(arguments) => Ok(cli::lint::run(&arguments)?),
         Command::Plan(arguments) => Ok(cli::plan::run(&arguments)?),
         Command::Rehearse(arguments) => Ok(cli::rehearse::run(&arguments)?),
         Command::Log(arguments) => Ok(cli::log::run(&arguments)?),

@@ -1,4 +1,4 @@
-//! What a person types: `sluice plan`, `sluice rehearse`, completion, and the kubectl plugin.
+//! What a person types: `sluice lint`, `sluice plan`, `sluice rehearse`, completion, and the kubectl plugin.
 //!
 //! Each command is a pure core (objects in, lines or a document out) and a thin shell that reads files or
 //! asks the API server. What is shown of the future comes from `simulation`, which runs the engine itself, so
@@ -9,6 +9,7 @@ pub mod crds;
 pub mod declarations;
 pub mod exit;
 pub mod fetch;
+pub mod lint;
 pub mod log;
 pub mod plan;
 pub mod probe;

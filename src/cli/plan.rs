@@ -10,14 +10,12 @@ use std::path::PathBuf;
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use serde::Serialize;
 
-use super::declarations::{self, Declaration, Declarations, ReadError};
+use super::declarations::{self, Declaration, Declarations, Fault, ReadError};
 use super::exit::Exit;
 use super::rollout_status::view::API_VERSION;
 use super::terminal::{Line, Terminal, Tone, length, table};
 use crate::api::{PodTemplate, RolloutSpec};
-use crate::cluster::observe::observe;
-use crate::engine::plan::plan;
-use crate::engine::{LedgerState, Problem};
+use crate::engine::Problem;
 use crate::simulation::{Timeline, World, forecast};
 
 /// How a result is printed.
@@ -135,7 +133,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit, PlanError> {
 }
 
 fn foretell(declarations: &Declarations, start: DateTime<Utc>) -> (Vec<Foretold>, Vec<String>) {
-    let mut errors = declarations.errors.clone();
+    let mut errors = errors_beside(declarations);
     let mut items = Vec::new();
     for declaration in &declarations.rollouts {
         match check(declarations, declaration) {
@@ -151,34 +149,25 @@ fn foretell(declarations: &Declarations, start: DateTime<Utc>) -> (Vec<Foretold>
 /// # Errors
 /// Everything that is wrong.
 pub fn check(declarations: &Declarations, declaration: &Declaration) -> Result<Vec<String>, Vec<String>> {
-    let mut problems = plan(&declaration.spec).err().unwrap_or_default();
-    let ledger = LedgerState { read: true, ..LedgerState::default() };
-    match observe(&declarations.index, &declaration.rollout, ledger, 0) {
-        Ok(snapshot) => problems.extend(snapshot.problems),
-        Err(trouble) => return Err(vec![format!("{}: {trouble}", declaration.place)]),
-    }
-    let (absent, wrong): (Vec<Problem>, Vec<Problem>) =
-        problems.into_iter().partition(|problem| problem.reason.ends_with("NotFound"));
-    if wrong.is_empty() {
-        let mut assumptions: Vec<String> = absent.iter().map(assumption).collect();
+    let verdict = declarations.judge(declaration);
+    let errors: Vec<String> = verdict.faults.iter().filter(|fault| !fault.doubtful).map(ToString::to_string).collect();
+    if errors.is_empty() {
+        let mut assumptions: Vec<String> = verdict.absent.iter().map(assumption).collect();
         assumptions.dedup();
         return Ok(assumptions);
     }
-    let mut errors: Vec<String> = wrong.iter().map(|problem| at(declaration, problem)).collect();
-    errors.dedup();
     Err(errors)
 }
 
-fn at(declaration: &Declaration, problem: &Problem) -> String {
-    match &problem.field {
-        Some(field) if !problem.message.starts_with(field.as_str()) => {
-            format!("{}: {field}: {}", declaration.place, problem.message)
-        }
-        _ => format!("{}: {}", declaration.place, problem.message),
-    }
+/// What is wrong with what is beside the Rollouts; another project's Rollout, which was hardly meant to be left out.
+pub fn errors_beside(declarations: &Declarations) -> Vec<String> {
+    let is_rollout = |fault: &&Fault| fault.origin.object.as_ref().is_some_and(|object| object.kind == "Rollout");
+    let foreign = declarations.foreign.iter().filter(is_rollout);
+    declarations.errors.iter().filter(|fault| !fault.doubtful).chain(foreign).map(ToString::to_string).collect()
 }
 
-fn assumption(problem: &Problem) -> String {
+/// What is taken for granted when something is not in the files.
+pub fn assumption(problem: &Problem) -> String {
     let what = problem.message.split(" does not exist").next().unwrap_or(&problem.message);
     format!("{what} is not in the files; taken to exist and to fit")
 }
@@ -227,7 +216,7 @@ fn foretell_one(declaration: &Declaration, mut assumptions: Vec<String>, start: 
     Foretold {
         namespace: identity.namespace.clone(),
         name: identity.name.clone(),
-        declared_in: declaration.place.clone(),
+        declared_in: declaration.origin.to_string(),
         strategy: "Canary",
         from: images(&before.template),
         to: images(&declaration.spec.template),

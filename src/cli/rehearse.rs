@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::declarations::{self, Declaration, Declarations, ReadError};
 use super::exit::Exit;
-use super::plan::{Output, check, images, older};
+use super::plan::{Output, check, errors_beside, images, older};
 use super::rollout_status::view::API_VERSION;
 use super::terminal::{Line, Terminal, Tone, length};
 use crate::api::{Duration, MissingThen, ReleaseState, RolloutSpec, TransitionEvent};
@@ -170,8 +170,9 @@ struct Log {
 /// When the files do not make sense, or the log cannot be written.
 pub fn run(arguments: &Arguments) -> Result<Exit, RehearseError> {
     let declarations = declarations::read(&arguments.filename)?;
-    if !declarations.errors.is_empty() {
-        return Err(RehearseError::Declarations(declarations.errors));
+    let errors = errors_beside(&declarations);
+    if !errors.is_empty() {
+        return Err(RehearseError::Declarations(errors));
     }
     let declaration = choose(&declarations, arguments.rollout.as_deref())?;
     let mut assumptions = check(&declarations, declaration).map_err(RehearseError::Declarations)?;

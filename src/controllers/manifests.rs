@@ -255,7 +255,16 @@ impl Permission {
 }
 
 /// Reads all files. All faults of all files are reported, so that one commit can mend them.
+///
+/// # Errors
+/// Every fault found; nothing is applied then.
 pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Vec<Manifest>, Vec<ManifestError>> {
+    let (manifests, errors) = read(files);
+    if errors.is_empty() { Ok(manifests) } else { Err(errors) }
+}
+
+/// Reads all files: what they declare, and every fault in them, so that one broken document hides no other.
+pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> (Vec<Manifest>, Vec<ManifestError>) {
     let mut manifests = Vec::new();
     let mut errors = Vec::new();
     let mut files: Vec<_> = files.into_iter().collect();
@@ -273,7 +282,7 @@ pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result
     if manifests.len() > MAX_OBJECTS {
         errors.push(ManifestError::TooMany { count: manifests.len() });
     }
-    if errors.is_empty() { Ok(manifests) } else { Err(errors) }
+    (manifests, errors)
 }
 
 /// Gives each object the namespace it is meant for, and checks that it may go there and is declared once.
@@ -406,7 +415,7 @@ fn parse_file(
         return;
     };
     for document in documents(file, text.strip_prefix('\u{feff}').unwrap_or(text)) {
-        let read = document.and_then(|(place, value)| collect(value, &place, "", 0, manifests));
+        let read = document.and_then(|(place, value)| collect(value, &place, "", 0, manifests, errors));
         errors.extend(read.err());
     }
 }
@@ -585,6 +594,7 @@ fn collect(
     path: &str,
     depth: usize,
     manifests: &mut Vec<Manifest>,
+    errors: &mut Vec<ManifestError>,
 ) -> Result<(), ManifestError> {
     let field = |name: &str, message: String| ManifestError::Field {
         place: place.clone(),
@@ -615,7 +625,7 @@ fn collect(
         return Err(ManifestError::NotRendered { file: place.file.clone(), what: "a kustomization" });
     }
     if kind.ends_with("List") && !object.contains_key("spec") && object.contains_key("items") {
-        return collect_list(object, place, path, depth, manifests);
+        return collect_list(object, place, path, depth, manifests, errors);
     }
     let (name, namespace) = read_metadata(&mut object, &field)?;
     let object = Value::Object(object);
@@ -637,6 +647,7 @@ fn collect_list(
     path: &str,
     depth: usize,
     manifests: &mut Vec<Manifest>,
+    errors: &mut Vec<ManifestError>,
 ) -> Result<(), ManifestError> {
     let refuse = |message: &str| {
         Err(ManifestError::Field { place: place.clone(), field: format!("{path}items"), message: message.to_owned() })
@@ -646,9 +657,15 @@ fn collect_list(
     }
     match list.remove("items") {
         None | Some(Value::Null) => Ok(()),
-        Some(Value::Array(items)) => items.into_iter().enumerate().try_for_each(|(index, item)| {
-            collect(item, place, &format!("{path}items[{index}]."), depth + 1, manifests)
-        }),
+        Some(Value::Array(items)) => {
+            // A broken item hides none after it.
+            for (index, item) in items.into_iter().enumerate() {
+                let path = format!("{path}items[{index}].");
+                let read = collect(item, place, &path, depth + 1, manifests, errors);
+                errors.extend(read.err());
+            }
+            Ok(())
+        }
         Some(_) => refuse("must be a list"),
     }
 }

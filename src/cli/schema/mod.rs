@@ -404,10 +404,14 @@ mod tests {
 
     #[test]
     fn quantities_are_read_as_kubernetes_reads_them() {
-        for good in [json!("1"), json!("0.5"), json!(".5"), json!("100m"), json!("1Gi"), json!("-2e3"), json!("1E"), json!(2.5)] {
+        for good in
+            [json!("1"), json!("0.5"), json!(".5"), json!("100m"), json!("1Gi"), json!("-2e3"), json!("1E"), json!(2.5)]
+        {
             assert!(is_quantity(&good), "{good}");
         }
-        for bad in [json!(""), json!("nill"), json!("1gb"), json!("1.2.3"), json!("1e"), json!("Mi"), json!(true), json!([])] {
+        for bad in
+            [json!(""), json!("nill"), json!("1gb"), json!("1.2.3"), json!("1e"), json!("Mi"), json!(true), json!([])]
+        {
             assert!(!is_quantity(&bad), "{bad}");
         }
     }

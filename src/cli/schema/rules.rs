@@ -35,7 +35,9 @@ const TWINS: &[(&str, Twin)] = &[
     (
         "has(self.template.metadata) && has(self.template.metadata.labels) && self.selector.matchLabels.all(key, key in self.template.metadata.labels && self.template.metadata.labels[key] == self.selector.matchLabels[key])",
         |spec| {
-            let Some(labels) = spec.pointer("/template/metadata/labels").and_then(Value::as_object) else { return false };
+            let Some(labels) = spec.pointer("/template/metadata/labels").and_then(Value::as_object) else {
+                return false;
+            };
             let wanted = spec.pointer("/selector/matchLabels").and_then(Value::as_object);
             wanted.into_iter().flatten().all(|(key, value)| labels.get(key) == Some(value))
         },
@@ -51,10 +53,9 @@ const TWINS: &[(&str, Twin)] = &[
         size(spec.pointer("/template/spec/containers")).is_some_and(|containers| containers > 0)
     }),
     ("has(self.canary) != has(self.blueGreen)", |strategy| has(strategy, "canary") != has(strategy, "blueGreen")),
-    (
-        "!has(self.stableService) || !has(self.canaryService) || self.stableService != self.canaryService",
-        |canary| differ(canary, "stableService", "canaryService"),
-    ),
+    ("!has(self.stableService) || !has(self.canaryService) || self.stableService != self.canaryService", |canary| {
+        differ(canary, "stableService", "canaryService")
+    }),
     ("!has(self.trafficRouting) || (has(self.stableService) && has(self.canaryService))", |canary| {
         !has(canary, "trafficRouting") || (has(canary, "stableService") && has(canary, "canaryService"))
     }),
