@@ -14,7 +14,7 @@ pub mod sync_plan;
 pub mod write_back;
 
 #[cfg(test)]
-mod canaries;
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

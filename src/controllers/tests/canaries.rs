@@ -22,12 +22,6 @@ use kube::core::DynamicObject;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::analysis::AnalysisController;
-use super::credentials::{Remote, Secrets};
-use super::deploy_repo::{self, DeployRepos, SourceAddress, SyncTrigger};
-use super::ledger::{self, LedgerController, LedgerKey, Remotes, SecretRemotes};
-use super::projections::{self, ProjectionController, ProjectionKey};
-use super::queue::{Queue, QueueConfig};
 use crate::api::DeployRepoSpec;
 use crate::cluster::apply::Applier;
 use crate::cluster::client::client;
@@ -36,6 +30,12 @@ use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
 use crate::cluster::objects::Key;
 use crate::cluster::write::{Gate, Writer};
+use crate::controllers::analysis::AnalysisController;
+use crate::controllers::credentials::{Remote, Secrets};
+use crate::controllers::deploy_repo::{self, DeployRepos, SourceAddress, SyncTrigger};
+use crate::controllers::ledger::{self, LedgerController, LedgerKey, Remotes, SecretRemotes};
+use crate::controllers::projections::{self, ProjectionController, ProjectionKey};
+use crate::controllers::queue::{Queue, QueueConfig};
 use crate::git::{GitCache, RemoteAddress, Timeouts};
 use crate::http::{Access, Limits, Repositories, serve_webhooks};
 use crate::telemetry::{Metrics, Shutdown};
@@ -43,7 +43,7 @@ use crate::telemetry::{Metrics, Shutdown};
 /// With letters that Base64 and addresses spell in another way.
 const CANARY: &str = "canary/5d1e07+Zz=";
 /// A key that opens nothing: made for tests.
-const APP_KEY: &str = include_str!("../forge/tests/app_key.pem");
+const APP_KEY: &str = include_str!("../../forge/tests/app_key.pem");
 
 /// The kinds of Secrets, by what they hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

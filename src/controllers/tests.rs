@@ -1,0 +1,3 @@
+//! What all loops have in common.
+
+mod canaries;
