@@ -230,6 +230,31 @@ spec:
 "#;
 
 #[test]
+fn metadata_of_a_wrong_form_hides_nothing() {
+    let wrong = ROLLOUT
+        .replace(
+            "name: web, namespace: shop",
+            "name: web, namespace: shop, labels: {build: 7}, annotations: {port: 8080}",
+        )
+        .replace("setWeight: 20", "setWeight: 120");
+    let (lines, code) = linted(&["-f", "-"], wrong.as_bytes());
+    let errors: Vec<&str> = lines.iter().filter(|line| !line.starts_with("warning")).map(String::as_str).collect();
+    assert_eq!(
+        (errors, code),
+        (
+            vec![
+                "document 1 (Rollout shop/web): spec.strategy.canary.steps[0].setWeight: 120 is above 100",
+                "document 1 (Rollout shop/web): metadata.annotations.port: must be a text, and is the number 8080; put it in quotes",
+                "document 1 (Rollout shop/web): metadata.labels.build: must be a text, and is the number 7; put it in quotes",
+            ],
+            1
+        )
+    );
+    let empty = "apiVersion: sluice.dev/v1alpha1\nkind: Rollout\nmetadata: {name: web}\n";
+    assert_eq!(linted_text(empty), ["document 1 (Rollout default/web): spec: is required"]);
+}
+
+#[test]
 fn one_broken_item_of_a_list_hides_none_of_the_others() {
     let item = |name: &str| format!("- apiVersion: v1\n  kind: ConfigMap\n  metadata: {{name: {name}}}\n");
     let list = format!("apiVersion: v1\nkind: List\nitems:\n{}{}{}", item("7"), item("fine"), item("''"));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use kube::core::DynamicObject;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::crds::CrdError;
 use super::schema::{Flaw, Schemas};
@@ -487,7 +487,10 @@ fn understood<Spec: DeserializeOwned>(spec: &Value, mut flaws: Vec<Flaw>) -> Res
         Ok(spec) => Ok((spec, flaws)),
         Err(Undecodable { field, message }) => {
             if let Some(flaw) = flaws.iter_mut().find(|flaw| flaw.field == field) {
-                flaw.message = message;
+                // Of the whole spec the operator says how it is built inside, which helps nobody.
+                if field != "spec" {
+                    flaw.message = message;
+                }
             } else if !flaws.iter().any(|flaw| is_within(&flaw.field, &field)) {
                 flaws.push(Flaw { field, message, doubtful: false });
             }
@@ -513,7 +516,13 @@ fn foreign(manifest: &Manifest, group: &str) -> Option<String> {
 
 /// The object as the cluster would keep it: with a namespace, and an identity of its own.
 fn object(manifest: &Manifest, kind: Kind) -> Option<DynamicObject> {
-    let mut object: DynamicObject = serde_json::from_value(manifest.object.clone()).ok()?;
+    let read = serde_json::from_value(manifest.object.clone()).or_else(|_| {
+        // Metadata of a wrong form is a flaw of its own, and hides nothing else.
+        let mut value = manifest.object.clone();
+        value["metadata"] = json!({"name": manifest.name, "namespace": manifest.namespace});
+        serde_json::from_value(value)
+    });
+    let mut object: DynamicObject = read.ok()?;
     if !kind.is_cluster_scoped() && object.metadata.namespace.as_deref().unwrap_or_default().is_empty() {
         object.metadata.namespace = Some(DEFAULT_NAMESPACE.to_owned());
     }

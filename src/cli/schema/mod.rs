@@ -13,12 +13,12 @@ use serde_json::{Map, Value, json};
 use super::crds::{self, CrdError};
 use crate::api::names;
 
-/// The schemas of all our kinds.
-pub struct Schemas {
-    kinds: BTreeMap<String, Value>,
-    /// The metadata that every object has.
-    metadata: Value,
-}
+/// The most letters of a name, and of a label's name or value.
+const MAX_NAME: usize = 253;
+const MAX_LABEL: usize = 63;
+
+/// The schemas of all our kinds, by kind.
+pub struct Schemas(BTreeMap<String, Value>);
 
 /// Something an API server would refuse, or would drop without a word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,33 +43,36 @@ impl Schemas {
             let schema = definition.object.pointer("/spec/versions/0/schema/openAPIV3Schema");
             kinds.insert(kind.to_owned(), schema.cloned().unwrap_or_default());
         }
-        // A pod template's metadata is that of any object.
-        let rollout = kinds.get("Rollout").and_then(|schema| schema.pointer("/properties/spec/properties/template"));
-        let metadata = rollout.and_then(|template| template.pointer("/properties/metadata")).cloned();
-        Ok(Self { kinds, metadata: metadata.unwrap_or_default() })
+        // A definition leaves out what every object has; a pod template's metadata is that of any object.
+        let template = kinds.get("Rollout").and_then(|schema| schema.pointer("/properties/spec/properties/template"));
+        let metadata = template.and_then(|template| template.pointer("/properties/metadata")).cloned();
+        let metadata = metadata.unwrap_or_default();
+        for schema in kinds.values_mut() {
+            let text = json!({"type": "string"});
+            for (name, known) in [("apiVersion", &text), ("kind", &text), ("metadata", &metadata)] {
+                schema["properties"][name] = known.clone();
+            }
+        }
+        Ok(Self(kinds))
     }
 
     /// The kind that was perhaps meant by another word.
     pub fn near(&self, kind: &str) -> Option<&str> {
-        near(kind, self.kinds.keys().map(String::as_str))
+        near(kind, self.0.keys().map(String::as_str))
     }
 
     /// All flaws of an object of a kind, in the order of its fields; `None` when the kind is none of ours. Its
     /// status is not looked at: in a file it means nothing.
     pub fn check(&self, kind: &str, object: &Value) -> Option<Vec<Flaw>> {
-        let schema = self.kinds.get(kind)?;
-        let mut schema = schema.clone();
-        for (name, known) in [
-            ("apiVersion", json!({"type": "string"})),
-            ("kind", json!({"type": "string"})),
-            ("metadata", self.metadata.clone()),
-        ] {
-            schema["properties"][name] = known;
-        }
+        let schema = self.0.get(kind)?;
         let mut object = object.clone();
         object.as_object_mut()?.remove("status");
         let mut flaws = Flaws::default();
-        flaws.value(&schema, &object, "");
+        flaws.value(schema, &object, "");
+        flaws.name(&object);
+        for path in ["metadata.labels", "spec.template.metadata.labels"] {
+            flaws.labels(&object, path);
+        }
         Some(flaws.0)
     }
 }
@@ -216,6 +219,33 @@ impl Flaws {
         }
     }
 
+    /// What an API server asks of every name, beside all schemas.
+    fn name(&mut self, object: &Value) {
+        let Some(name) = object.pointer("/metadata/name").and_then(Value::as_str) else { return };
+        if name.len() > MAX_NAME || !name.split('.').all(|part| is_made_of(part, u8::is_ascii_lowercase, b"-")) {
+            let rule = "small letters, digits, - and . only, a letter or digit at both ends";
+            self.add("metadata.name", format!("\"{}\" is no name: {rule}", shortened(name)));
+        }
+    }
+
+    /// What an API server asks of every label, beside all schemas.
+    fn labels(&mut self, object: &Value, path: &str) {
+        let labels = object.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_object);
+        for (key, value) in labels.into_iter().flatten() {
+            let rule = "letters, digits, -, _ and . only, a letter or digit at both ends, at most 63";
+            let fits = |text: &str| text.len() <= MAX_LABEL && is_made_of(text, u8::is_ascii_alphabetic, b"-_.");
+            let (prefix, name) = key.rsplit_once('/').unwrap_or(("", key));
+            let prefix_fits =
+                prefix.is_empty() || prefix.split('.').all(|part| is_made_of(part, u8::is_ascii_lowercase, b"-"));
+            if !fits(name) || !prefix_fits {
+                self.add(&below(path, key), format!("\"{}\" is no name of a label: {rule}", shortened(key)));
+            }
+            if let Some(value) = value.as_str().filter(|value| !value.is_empty() && !fits(value)) {
+                self.add(&below(path, key), format!("\"{}\" is no value of a label: {rule}", shortened(value)));
+            }
+        }
+    }
+
     fn rules(&mut self, schema: &Value, value: &Value, path: &str) {
         for rule in schema.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
             let text = |name: &str| rule.get(name).and_then(Value::as_str).unwrap_or_default();
@@ -230,6 +260,15 @@ impl Flaws {
             }
         }
     }
+}
+
+/// Whether a text has only such letters, digits and signs, and no sign at its ends.
+fn is_made_of(text: &str, is_letter: impl Fn(&u8) -> bool, signs: &[u8]) -> bool {
+    let plain = |byte: &u8| is_letter(byte) || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    bytes.iter().all(|byte| plain(byte) || signs.contains(byte))
+        && bytes.first().is_some_and(plain)
+        && bytes.last().is_some_and(plain)
 }
 
 fn below(path: &str, name: &str) -> String {
@@ -377,7 +416,9 @@ mod tests {
         let strategy = json!({"canary": {"steps": [{"setWeight": 140}, {"setWeight": 1.5}, {"pause": {"duraton": "5m"}}],
             "analysis": {"templates": []}}});
         let mut object = rollout(&container, &strategy);
-        object["metadata"]["labels"] = json!({"build": 7});
+        object["metadata"]["name"] = json!("Web_1");
+        object["metadata"]["labels"] =
+            json!({"build": 7, "app.kubernetes.io/part": "of the shop", "-x": "", "a/b/c": "d"});
         object["sepc"] = json!({});
         object["status"] = json!("anything");
         let mut found = flaws(&schemas, &object);
@@ -385,7 +426,14 @@ mod tests {
         assert_eq!(
             found,
             [
+                "metadata.labels.-x: \"-x\" is no name of a label: letters, digits, -, _ and . only, a letter or digit at both \
+                 ends, at most 63",
+                "metadata.labels.a/b/c: \"a/b/c\" is no name of a label: letters, digits, -, _ and . only, a letter or \
+                 digit at both ends, at most 63",
+                "metadata.labels.app.kubernetes.io/part: \"of the shop\" is no value of a label: letters, digits, -, _ and \
+                 . only, a letter or digit at both ends, at most 63",
                 "metadata.labels.build: must be a text, and is the number 7; put it in quotes",
+                "metadata.name: \"Web_1\" is no name: small letters, digits, - and . only, a letter or digit at both ends",
                 "sepc: there is no such field",
                 "spec.strategy.canary.analysis.templates: must not be empty",
                 "spec.strategy.canary.steps[0].setWeight: 140 is above 100",
