@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// The type of the condition that says whether the log has every transition.
 pub const RECORDED: &str = "Recorded";
 
+/// The type of the condition that says that the branch was moved, and not forward.
+pub const HISTORY_REWRITTEN: &str = "HistoryRewritten";
+
 /// One condition of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -366,7 +366,7 @@ pub struct DeployRepoStatus {
     /// How far each projection has come.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub projections: Vec<ProjectionStatus>,
-    /// Conditions, by type: `Ready`, `Reconciling`, `Stalled`, `Recorded`, `LogForked`.
+    /// Conditions, by type: `Ready`, `Reconciling`, `Stalled`, `HistoryRewritten`, `Recorded`, `LogForked`.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }

@@ -11,6 +11,7 @@ mod intervention;
 mod metric_provider;
 pub mod names;
 mod rollout;
+mod source_history;
 mod status;
 mod template;
 pub mod weight;
@@ -22,6 +23,7 @@ pub use duration::Duration;
 pub use intervention::*;
 pub use metric_provider::*;
 pub use rollout::*;
+pub use source_history::{InvalidSourceHistory, SourceHistory};
 pub use status::*;
 pub use template::{PodTemplate, canonical_json};
 

@@ -8,6 +8,9 @@ pub const REVISION: &str = "sluice.dev/revision";
 pub const ROLLOUT: &str = "sluice.dev/rollout";
 /// On applied objects: the commit that last changed the object's declaration.
 pub const SOURCE_COMMIT: &str = "sluice.dev/source-commit";
+/// On applied objects whose declaration changed when the branch was not simply moved forward: the commit it was moved
+/// from, as a [`SourceHistory`](super::SourceHistory).
+pub const SOURCE_HISTORY: &str = "sluice.dev/source-history";
 /// On applied objects: SHA-256 of the declaration, so that an unchanged one is not written again.
 pub const SOURCE_DIGEST: &str = "sluice.dev/source-digest";
 /// On applied objects: `namespace/name` of the DeployRepo that applied it.

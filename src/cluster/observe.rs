@@ -55,6 +55,7 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         interventions: observe_interventions(index, &key, &status),
         ledger,
         source_commit: rollout.identity.annotations.get(names::SOURCE_COMMIT).cloned(),
+        source_history: rollout.identity.annotations.get(names::SOURCE_HISTORY).and_then(|text| text.parse().ok()),
         epoch,
         spec,
         status,
@@ -364,7 +365,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::api::{PodTemplate, Release, ReleaseState, TransitionEvent};
+    use crate::api::{PodTemplate, Release, ReleaseState, SourceHistory, TransitionEvent};
     use crate::engine::Turn;
     use crate::engine::decide::decide;
 
@@ -447,6 +448,23 @@ mod tests {
         assert_eq!(snapshot.services["web-stable"].selects.as_deref(), Some("abc"));
         assert_eq!(snapshot.services["web-canary"].selects, None);
         assert_eq!(snapshot.routes["web"].rules.len(), 1);
+    }
+
+    #[test]
+    fn where_the_branch_was_moved_from_is_read_from_the_stamp_of_the_sync() {
+        let from = "5".repeat(40);
+        for (stamp, expected) in [
+            (format!("rewritten-from:{from}"), Some(SourceHistory { from: from.clone(), rewritten: true })),
+            (format!("unknown-from:{from}"), Some(SourceHistory { from, rewritten: false })),
+            ("anything".to_owned(), None),
+        ] {
+            let index = whole();
+            let mut web = rollout("web", "2026-01-01T00:00:00Z");
+            web["metadata"]["resourceVersion"] = json!("2");
+            web["metadata"]["annotations"] = json!({"sluice.dev/source-history": stamp});
+            put(&index, Kind::Rollout, web);
+            assert_eq!(look(&index, "web").source_history, expected);
+        }
     }
 
     #[test]

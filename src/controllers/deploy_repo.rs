@@ -21,12 +21,15 @@ use super::queue::{Failure, Outcome, Queue, QueueConfig};
 use super::sync_plan::{
     Planned, Seen, Situation, Steered, SyncPlan, carry_over, is_needed_by, may_carry, object_id, plan_sync,
 };
-use crate::api::{Condition, ConditionStatus, Conditions, DeployRepoStatus, GROUP, InventoryEntry, names};
+use crate::api::{
+    Condition, ConditionStatus, Conditions, DeployRepoStatus, GROUP, HISTORY_REWRITTEN, InventoryEntry, SourceHistory,
+    names,
+};
 use crate::cluster::apply::{Applier, ApplyError, Basis, Target};
 use crate::cluster::kinds::Kind;
 use crate::cluster::objects::{DeployRepoObject, Key};
 use crate::cluster::write::{WriteError, Writer};
-use crate::git::{Access, GitCache, GitError, Missing, ReadLimits, Source};
+use crate::git::{Access, Descent, GitCache, GitError, Missing, ReadLimits, Source};
 
 /// Time between two looks at a branch when the DeployRepo does not say.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -66,6 +69,13 @@ pub trait Sources: Send + Sync + 'static {
     fn head(&self, address: &SourceAddress) -> impl Future<Output = Result<String, GitError>> + Send;
     /// The files in the folder at the newest commit of the branch.
     fn read(&self, address: &SourceAddress) -> impl Future<Output = Result<Source, GitError>> + Send;
+    /// How the branch came from one commit to another one.
+    fn descent(
+        &self,
+        address: &SourceAddress,
+        old: &str,
+        new: &str,
+    ) -> impl Future<Output = Result<Descent, GitError>> + Send;
 }
 
 impl Sources for GitCache {
@@ -82,6 +92,10 @@ impl Sources for GitCache {
     async fn read(&self, address: &SourceAddress) -> Result<Source, GitError> {
         let repository = self.repository(&address.url, address.access.clone())?;
         repository.read(&address.branch, address.path.as_deref(), &ReadLimits::default()).await
+    }
+
+    async fn descent(&self, address: &SourceAddress, old: &str, new: &str) -> Result<Descent, GitError> {
+        self.repository(&address.url, address.access.clone())?.descent(&address.branch, old, new).await
     }
 }
 
@@ -161,6 +175,16 @@ struct Findings {
     observed_commit: Option<String>,
     applied_commit: Option<String>,
     inventory: Option<Vec<InventoryEntry>>,
+    moved: Option<Moved>,
+}
+
+/// How the branch came to the commit it is at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Moved {
+    /// As branches do.
+    Forward,
+    /// Not so, or nobody knows.
+    Otherwise(SourceHistory),
 }
 
 /// Why a turn did not reach its end.
@@ -369,6 +393,8 @@ impl<S: Sources> DeployRepos<S> {
         }
         memory.head.clone_from(&head);
         let Some(policy) = &spec.sync else {
+            let before = repo.status.as_ref().and_then(|status| status.observed_commit.as_deref());
+            findings.moved = self.moved(&address, before, &head).await;
             memory.agreed = Some(Instant::now());
             return Ok(Some(Report {
                 ready: ConditionStatus::True,
@@ -381,6 +407,9 @@ impl<S: Sources> DeployRepos<S> {
         let tree = self.sources.read(&address).await.map_err(Trouble::from)?;
         findings.observed_commit = Some(tree.commit.clone());
         memory.head.clone_from(&tree.commit);
+        // What is not applied yet has moved nothing, and is not what was reverted.
+        let before = repo.status.as_ref().and_then(|it| it.applied_commit.as_ref().or(it.observed_commit.as_ref()));
+        findings.moved = self.moved(&address, before.map(String::as_str), &tree.commit).await;
         let synced = self.sync(repo, &permission, policy.prune, &tree, findings).await?;
         memory.agreed = (!synced.unsettled).then(Instant::now);
         findings.applied_commit = Some(tree.commit);
@@ -392,6 +421,20 @@ impl<S: Sources> DeployRepos<S> {
             stalled: false,
             reconciling: false,
         }))
+    }
+
+    /// How the branch came from one commit to another one; `None` when it was not moved.
+    async fn moved(&self, address: &SourceAddress, before: Option<&str>, commit: &str) -> Option<Moved> {
+        let from = before.filter(|before| *before != commit)?;
+        let descent = self.sources.descent(address, from, commit).await.unwrap_or_else(|error| {
+            tracing::info!(%error, from, commit, "whether history was rewritten could not be found out");
+            Descent::Unknown
+        });
+        Some(match descent {
+            Descent::Forward => Moved::Forward,
+            Descent::Rewritten => Moved::Otherwise(SourceHistory { from: from.to_owned(), rewritten: true }),
+            Descent::Unknown => Moved::Otherwise(SourceHistory { from: from.to_owned(), rewritten: false }),
+        })
     }
 
     /// Brings the cluster to one commit.
@@ -433,6 +476,10 @@ impl<S: Sources> DeployRepos<S> {
             manifests: &manifests,
             live: &live,
             commit: &tree.commit,
+            history: match &findings.moved {
+                Some(Moved::Otherwise(history)) => Some(history),
+                Some(Moved::Forward) | None => None,
+            },
             owner: &owner,
             prune,
         };
@@ -452,7 +499,7 @@ impl<S: Sources> DeployRepos<S> {
                 reconciling: true,
             };
             let ahead =
-                Findings { inventory: Some(ahead), observed_commit: Some(tree.commit.clone()), applied_commit: None };
+                Findings { inventory: Some(ahead), observed_commit: Some(tree.commit.clone()), ..Findings::default() };
             self.report(&repo.identity.key(), repo, report, ahead).await?;
         }
         let mut progress = Progress::of(&before, &plan);
@@ -976,6 +1023,19 @@ fn status(before: &DeployRepoStatus, generation: i64, report: &Report, findings:
         observed_generation: Some(generation),
     };
     after.conditions.set_condition(condition("Ready", report.ready));
+    match (&findings.moved, &findings.observed_commit) {
+        (Some(Moved::Otherwise(history)), Some(commit)) => {
+            let (status, reason) = match history.rewritten {
+                true => (ConditionStatus::True, "NotAnAncestor"),
+                false => (ConditionStatus::Unknown, "AncestryUnknown"),
+            };
+            let message = history.sentence(commit);
+            let reason = reason.to_owned();
+            after.conditions.set_condition(Condition { reason, message, ..condition(HISTORY_REWRITTEN, status) });
+        }
+        (Some(Moved::Forward), _) => after.conditions.remove_condition(HISTORY_REWRITTEN),
+        _ => {}
+    }
     for (type_, holds) in [("Reconciling", report.reconciling), ("Stalled", report.stalled)] {
         if holds {
             after.conditions.set_condition(condition(type_, ConditionStatus::True));

@@ -723,7 +723,7 @@ fn read_metadata(
         Some(Value::Object(annotations)) => {
             // `deploy-repo` on a Rollout is a person's word on where it is recorded, but only where nobody
             // applies it; here the DeployRepo that reads it is the answer.
-            for ours in [names::SOURCE_COMMIT, names::SOURCE_DIGEST, names::DEPLOY_REPO] {
+            for ours in [names::SOURCE_COMMIT, names::SOURCE_HISTORY, names::SOURCE_DIGEST, names::DEPLOY_REPO] {
                 annotations.remove(ours);
             }
         }

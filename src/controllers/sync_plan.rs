@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde_json::{Map, Value};
 
 use super::manifests::{self, Manifest, ObjectId, group_of};
-use crate::api::{GROUP, InventoryEntry, names};
+use crate::api::{GROUP, InventoryEntry, SourceHistory, names};
 use crate::cluster::apply::Live;
 
 /// What is known of an object in the cluster.
@@ -41,6 +41,8 @@ pub struct Planned<'a> {
     pub manifest: &'a Manifest,
     /// The commit that last changed the declaration.
     pub commit: String,
+    /// What the branch was moved from to that commit, when not simply forward.
+    pub history: Option<&'a SourceHistory>,
     /// Why.
     pub cause: Cause,
     /// What is there now.
@@ -93,6 +95,8 @@ pub struct Situation<'a> {
     pub live: &'a HashMap<ObjectId, Seen>,
     /// The commit that declares it.
     pub commit: &'a str,
+    /// What the branch was moved from to that commit, when not simply forward.
+    pub history: Option<&'a SourceHistory>,
     /// This DeployRepo, `namespace/name`.
     pub owner: &'a str,
     /// Whether to prune at all.
@@ -117,7 +121,11 @@ pub fn plan_sync<'a>(situation: &Situation<'a>, in_use: impl Fn(&InventoryEntry)
         }
         match judge(manifest, entry, &seen, situation) {
             (None, commit) => plan.unchanged.push(record(manifest, commit)),
-            (Some(cause), commit) => plan.apply.push(Planned { manifest, commit, cause, seen }),
+            (Some(cause), commit) => {
+                let moved = matches!(cause, Cause::New | Cause::Changed);
+                let history = situation.history.filter(|_| moved);
+                plan.apply.push(Planned { manifest, commit, history, cause, seen });
+            }
         }
     }
     // Stable: within a rank the order of the files holds.
@@ -211,6 +219,9 @@ impl Planned<'_> {
             let annotations = metadata.entry("annotations").or_insert_with(|| Value::Object(Map::new()));
             if let Some(annotations) = annotations.as_object_mut() {
                 annotations.extend(stamps.map(|(key, value)| (key.to_owned(), Value::from(value))));
+                let history =
+                    self.history.map(|history| (names::SOURCE_HISTORY.to_owned(), history.to_string().into()));
+                annotations.extend(history);
             }
         }
         object
@@ -468,7 +479,7 @@ mod tests {
         manifests: &'a [Manifest],
         live: &'a HashMap<ObjectId, Seen>,
     ) -> Situation<'a> {
-        Situation { inventory, manifests, live, commit: HEAD, owner: OWNER, prune: true }
+        Situation { inventory, manifests, live, commit: HEAD, history: None, owner: OWNER, prune: true }
     }
 
     fn applied(plan: &SyncPlan<'_>) -> Vec<(String, Cause, String)> {
@@ -508,6 +519,11 @@ mod tests {
             json!({"team": "a", "sluice.dev/source-commit": HEAD, "sluice.dev/source-digest": manifests[0].digest,
                 "sluice.dev/deploy-repo": OWNER})
         );
+        // Whoever rewrites history leaves a trace on what changed by it.
+        let history = SourceHistory { from: "5".repeat(40), rewritten: true };
+        let rewritten = Situation { history: Some(&history), ..situation(&inventory, &manifests, &seen) };
+        let annotations = plan_sync(&rewritten, |_| false).apply[0].stamped(OWNER)["metadata"]["annotations"].clone();
+        assert_eq!(annotations["sluice.dev/source-history"], history.to_string());
         // A new object is written down before it is made, without a digest; the old one keeps its own.
         let ahead = plan.inventory_ahead(&inventory).unwrap();
         assert_eq!(

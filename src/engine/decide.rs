@@ -206,7 +206,7 @@ impl Decision<'_> {
         let abort = |cause, message: String| Some(Abort { cause, message, at: self.now, actor: None });
         if Some(&self.desired) == self.snapshot.status.stable_revision.as_ref() {
             let message = format!("git asks for {} again, which is the stable revision", self.desired);
-            return abort(AbortCause::Revert, message);
+            return abort(AbortCause::Revert, self.with_history(message));
         }
         let word = self.snapshot.interventions.iter().find(|word| {
             word.action == InterventionAction::Abort
@@ -227,6 +227,14 @@ impl Decision<'_> {
             }
         }
         self.deadline(release).and_then(|message| abort(AbortCause::Deadline, message))
+    }
+
+    /// A revert by rewriting history leaves no trace in git but this one.
+    fn with_history(&self, message: String) -> String {
+        match (&self.snapshot.source_history, &self.snapshot.source_commit) {
+            (Some(history), Some(commit)) => format!("{message}; {}", history.sentence(commit)),
+            _ => message,
+        }
     }
 
     fn abort_by(&self, word: &InterventionState) -> Abort {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::api::{
     AnalysisPhase, AnalysisReference, Conditions, Granularity, InterventionAction, OnAuditUnavailable, PodTemplate,
-    RolloutSpec, RolloutStatus, weight,
+    RolloutSpec, RolloutStatus, SourceHistory, weight,
 };
 
 /// Everything one decision may depend on, as last observed.
@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub ledger: LedgerState,
     /// The commit that last changed the Rollout's declaration, when known.
     pub source_commit: Option<String>,
+    /// What the branch was moved from to that commit, when it was not simply moved forward.
+    pub source_history: Option<SourceHistory>,
     /// The epoch of this leader.
     pub epoch: i64,
 }

@@ -57,9 +57,11 @@ pub struct GitCache {
     stores: Arc<std::sync::Mutex<HashMap<String, Arc<Stores>>>>,
 }
 
-/// The two directories of one remote.
+/// The directories of one remote.
 pub(super) struct Stores {
     pub(super) source: tokio::sync::Mutex<Store>,
+    /// Commits without their files.
+    pub(super) commits: tokio::sync::Mutex<Store>,
     pub(super) ledger: Arc<tokio::sync::Mutex<Store>>,
 }
 
@@ -138,6 +140,7 @@ impl GitCache {
             let store = |name: &str| Store { directory: directory.join(name), home: home.clone(), whole: false };
             Arc::new(Stores {
                 source: tokio::sync::Mutex::new(store("source.git")),
+                commits: tokio::sync::Mutex::new(store("commits.git")),
                 ledger: Arc::new(tokio::sync::Mutex::new(store("ledger.git"))),
             })
         });

@@ -17,8 +17,8 @@ use tokio::io::AsyncWriteExt;
 
 use super::error::Rejection;
 use super::{
-    Credentials, Evidence, GitCache, GitError, Ledger, LedgerEntry, Missing, ReadLimits, RemoteAddress, Repository,
-    Timeouts,
+    Credentials, Descent, Evidence, GitCache, GitError, Ledger, LedgerEntry, Missing, ReadLimits, RemoteAddress,
+    Repository, Timeouts,
 };
 use crate::api::{Transition, TransitionEvent};
 

@@ -6,7 +6,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::objects::{AnalysisRun, Conflict, Knobs, Pod, ReplicaSet, Route, Script, Service, Versions, Write, Written};
 use crate::api::{
-    AnalysisPhase, OnAuditUnavailable, PodTemplate, RolloutSpec, RolloutStatus, Transition, TransitionEvent, weight,
+    AnalysisPhase, OnAuditUnavailable, PodTemplate, RolloutSpec, RolloutStatus, SourceHistory, Transition,
+    TransitionEvent, weight,
 };
 use crate::engine::{
     AnalysisState, Effect, InterventionState, LedgerState, Problem, RevisionState, RouteState, RuleState, ServiceState,
@@ -51,6 +52,8 @@ pub struct World {
     pub problems: Vec<Problem>,
     /// The commit that asked for the spec.
     pub source_commit: Option<String>,
+    /// What the branch was moved from, when not simply forward.
+    pub source_history: Option<SourceHistory>,
     /// The epoch of the leader.
     pub epoch: i64,
     /// How quick and how kind the world is.
@@ -84,6 +87,7 @@ impl World {
             recorded: Vec::new(),
             problems: Vec::new(),
             source_commit: None,
+            source_history: None,
             epoch: 1,
             knobs: Knobs::default(),
             scripts: Vec::new(),
@@ -109,6 +113,7 @@ impl World {
             waited_for && snapshot.status.record_behind_since(snapshot.ledger.granularity, now).is_some();
         world.problems.clone_from(&snapshot.problems);
         world.source_commit.clone_from(&snapshot.source_commit);
+        world.source_history.clone_from(&snapshot.source_history);
         world.epoch = snapshot.epoch;
         let least = world.min_ready();
         let soon = now + world.knobs.pod_ready_delay;
@@ -222,6 +227,7 @@ impl World {
             interventions: self.interventions.clone(),
             ledger: self.ledger.clone(),
             source_commit: self.source_commit.clone(),
+            source_history: self.source_history.clone(),
             epoch: self.epoch,
         }
     }

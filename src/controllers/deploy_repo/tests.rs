@@ -197,6 +197,9 @@ struct Branch {
     heads: usize,
     reads: usize,
     opened_with: Access,
+    descent: Option<Result<Descent, GitError>>,
+    /// Between which commits it was asked for.
+    moves: Vec<(String, String)>,
 }
 
 #[derive(Clone, Default)]
@@ -227,6 +230,12 @@ impl Sources for Scripted {
     async fn read(&self, address: &SourceAddress) -> Result<Source, GitError> {
         self.0.lock().unwrap().reads += 1;
         self.answer(address)
+    }
+
+    async fn descent(&self, _: &SourceAddress, old: &str, new: &str) -> Result<Descent, GitError> {
+        let mut branch = self.0.lock().unwrap();
+        branch.moves.push((old.to_owned(), new.to_owned()));
+        branch.descent.clone().unwrap_or(Ok(Descent::Forward))
     }
 }
 
@@ -574,6 +583,70 @@ async fn a_branch_or_path_that_is_gone_removes_nothing() {
     bench.look().await;
     bench.assert_ready("Synced");
     assert_eq!(bench.object(A).unwrap()["data"]["key"], "zero");
+}
+
+#[tokio::test]
+async fn history_that_was_rewritten_is_told_on_the_repo_and_on_what_changed_by_it() {
+    let [c1, c2, c3, c4] = ["1", "2", "3", "4"].map(|digit| digit.repeat(40));
+    let both = |a: &str, b: &str| [("a.yaml", config_map("a", a)), ("b.yaml", config_map("b", b))];
+    let bench = Bench::new(spec()).await;
+    let push = async |commit: &str, a: &str, b: &str, descent| {
+        let files = both(a, b);
+        bench.branch.0.lock().unwrap().descent = Some(descent);
+        bench.commit(commit, &files.each_ref().map(|(path, content)| (*path, content.as_str())));
+        bench.look().await;
+    };
+    let stamp =
+        |path: &str| bench.object(path).unwrap()["metadata"]["annotations"]["sluice.dev/source-history"].clone();
+    push(&c1, "one", "one", Ok(Descent::Rewritten)).await;
+    assert_eq!(bench.condition(HISTORY_REWRITTEN), None, "nothing was there before");
+    push(&c2, "two", "one", Ok(Descent::Forward)).await;
+    assert_eq!(bench.condition(HISTORY_REWRITTEN), None);
+    // Forced back.
+    push(&c1, "one", "one", Ok(Descent::Rewritten)).await;
+    let (status, reason, message) = bench.condition(HISTORY_REWRITTEN).unwrap();
+    assert_eq!((status, reason.as_str()), (ConditionStatus::True, "NotAnAncestor"));
+    assert_eq!(message, format!("history rewritten: {c1} took the place of {c2}, which is not an ancestor of it"));
+    assert_eq!(stamp(A), format!("rewritten-from:{c2}"));
+    assert_eq!(stamp(B), Value::Null, "it is as it was");
+    bench.assert_ready("Synced");
+    // It stays until the branch moves forward, and asks nobody again.
+    bench.look().await;
+    assert!(bench.condition(HISTORY_REWRITTEN).is_some());
+    assert_eq!(bench.branch.0.lock().unwrap().moves.len(), 2);
+    push(&c3, "three", "one", Ok(Descent::Forward)).await;
+    assert_eq!((bench.condition(HISTORY_REWRITTEN), stamp(A)), (None, Value::Null));
+    // What cannot be found out holds nothing up and is said to be so.
+    let error = GitError::Unreachable { remote: "https://git.example/shop".into(), detail: "no route".into() };
+    for unknown in [Ok(Descent::Unknown), Err(error)] {
+        push(&c4, "four", "one", unknown).await;
+        let (status, reason, message) = bench.condition(HISTORY_REWRITTEN).unwrap();
+        assert_eq!((status, reason.as_str()), (ConditionStatus::Unknown, "AncestryUnknown"));
+        assert!(message.starts_with("ancestry unknown: ") && message.contains(&c3), "{message}");
+        assert_eq!(stamp(A), format!("unknown-from:{c3}"));
+        bench.assert_ready("Synced");
+        push(&c3, "three", "one", Ok(Descent::Forward)).await;
+    }
+    // A commit that could not be applied was never what was reverted.
+    let broken = [("a.yaml", "not: [a manifest")];
+    bench.commit(&c2, &broken);
+    bench.look().await;
+    push(&c1, "one", "one", Ok(Descent::Rewritten)).await;
+    assert_eq!(stamp(A), format!("rewritten-from:{c3}"));
+}
+
+#[tokio::test]
+async fn a_repository_that_another_tool_applies_tells_of_rewritten_history_too() {
+    let bench = Bench::new(json!({"url": "https://git.example/shop", "branch": "main"})).await;
+    for (commit, descent, told) in
+        [("c1", Descent::Rewritten, false), ("c2", Descent::Rewritten, true), ("c3", Descent::Forward, false)]
+    {
+        bench.branch.0.lock().unwrap().descent = Some(Ok(descent));
+        bench.commit(commit, &[]);
+        bench.look().await;
+        assert_eq!(bench.condition(HISTORY_REWRITTEN).is_some(), told, "{commit}");
+    }
+    assert_eq!(bench.branch.0.lock().unwrap().moves, [("c1".into(), "c2".into()), ("c2".into(), "c3".into())]);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! how it came to say so, in which words and by whom, does not.
 
 use super::*;
-use crate::api::{InterventionAction, ReleaseState};
+use crate::api::{InterventionAction, ReleaseState, SourceHistory};
 
 /// The template with an environment variable: a second thing that a commit may change.
 fn template_with(image: &str, mode: &str) -> PodTemplate {
@@ -263,4 +263,26 @@ fn a_partial_revert_of_what_does_not_make_the_revision_aborts_nothing() {
         world.recorded[before..].iter().all(|entry| entry.event == Event::StepCompleted),
         "a size is no transition"
     );
+}
+
+#[test]
+fn an_abort_by_rewritten_history_says_so_with_both_commits() {
+    let [good, bad] = ["3", "5"].map(|digit| digit.repeat(40));
+    for (rewritten, words) in [(true, "history rewritten"), (false, "ancestry unknown")] {
+        for moment in MOMENTS {
+            let mut world = in_flight(moment);
+            push(&mut world, &good, |spec| spec.template = one());
+            world.source_history = Some(SourceHistory { from: bad.clone(), rewritten });
+            world.run(TimeDelta::hours(1));
+            let aborted = world.recorded.iter().rfind(|transition| transition.event == Event::Aborted).unwrap();
+            assert_eq!(
+                (aborted.reason.as_str(), aborted.source_commit.as_ref()),
+                ("Revert", Some(&good)),
+                "{moment:?}"
+            );
+            let message = &aborted.message;
+            assert!(message.contains(words) && message.contains(&good) && message.contains(&bad), "{message}");
+            assert_eq!(world.status.stable_revision, Some(one().revision()));
+        }
+    }
 }
