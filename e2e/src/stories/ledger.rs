@@ -105,7 +105,10 @@ pub(super) async fn history_is_forced_back_in_the_middle_of_a_canary(world: &Wor
     ensure!(abort.trailer("Rollout-Source-Commit") == Some(&good), "it names the commit that counts now: {abort:?}");
     // The body is broken into lines.
     let body = abort.body.split_whitespace().collect::<Vec<_>>().join(" ");
-    ensure!(body.contains("history rewritten") && body.contains(&dropped), "and the one that history forgot: {abort:?}");
+    ensure!(
+        body.contains("history rewritten") && body.contains(&dropped),
+        "and the one that history forgot: {abort:?}"
+    );
     // The DeployRepo needs nobody's hand: the next release goes its way.
     shop.replace("pause: {duration: 5m}", "pause: {duration: 1s}");
     shop.release("v2").await?;
