@@ -248,6 +248,7 @@ impl<R: Remotes> LedgerView for LedgerController<R> {
             read: true,
             configured: true,
             aborted: recorded.map(|recorded| recorded.aborted.clone()).unwrap_or_default(),
+            aborts: recorded.map(|recorded| recorded.aborts.clone()).unwrap_or_default(),
             last_good: last_good.and_then(|(revision, template)| Some((revision, template?))),
             sequence: recorded.map(|recorded| recorded.sequence).unwrap_or_default(),
             position: recorded.and_then(|recorded| recorded.status.clone()).map(Box::new),

@@ -186,6 +186,8 @@ pub struct LedgerState {
     pub configured: bool,
     /// Revisions that were aborted in it, with the reason.
     pub aborted: BTreeMap<String, String>,
+    /// How often each revision was aborted in it since it was last promoted; also those that had consent since.
+    pub aborts: BTreeMap<String, i32>,
     /// The last revision that was promoted in it, with its template.
     pub last_good: Option<(String, PodTemplate)>,
     /// The number of the last transition it has of a Rollout of this name; 0 when it has none.

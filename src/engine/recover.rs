@@ -81,10 +81,15 @@ pub(super) fn position(snapshot: &Snapshot, plan: &Plan) -> Option<Position> {
 pub(super) fn denied(snapshot: &Snapshot, now: chrono::DateTime<chrono::Utc>) -> Vec<Denied> {
     let mut denied = snapshot.status.denied.clone();
     let recorded = snapshot.ledger.position.iter().flat_map(|position| position.denied.clone());
-    let aborted = snapshot.ledger.aborted.iter().map(|(revision, message)| Denied {
+    let ledger = &snapshot.ledger;
+    let counted = ledger.aborts.keys().filter(|revision| !ledger.aborted.contains_key(*revision));
+    // What had consent since may be aborted again, and that is not its first time.
+    let counted = counted.map(|revision| (revision, "it was aborted before"));
+    let held = ledger.aborted.iter().map(|(revision, message)| (revision, message.as_str()));
+    let aborted = held.chain(counted).map(|(revision, message)| Denied {
         revision: revision.clone(),
-        aborts: 1,
-        message: message.clone(),
+        aborts: ledger.aborts.get(revision).copied().unwrap_or(1),
+        message: message.to_owned(),
         at: now,
         source_commit: None,
         left: false,

@@ -105,6 +105,8 @@ pub struct RecordedRollout {
     pub sequence: i64,
     /// Revisions that were aborted, and why.
     pub aborted: BTreeMap<String, String>,
+    /// How often each revision was aborted since it was last promoted; also those that are not held back any more.
+    pub aborts: BTreeMap<String, i32>,
     /// The last revision that was promoted, with its template if that was recorded.
     pub last_good: Option<(String, Option<PodTemplate>)>,
     /// Its state after that transition, without the outbox and what is observed; none when it was too large to record.
@@ -279,6 +281,7 @@ impl Ledger {
                     uid: state.uid.clone(),
                     sequence: state.sequence,
                     aborted: BTreeMap::new(),
+                    aborts: state.aborts.iter().map(|known| (known.revision.clone(), known.aborts)).collect(),
                     last_good: good.map(|good| (good.revision.clone(), None)),
                     status: serde_json::from_value(state.status.clone()).ok(),
                 },

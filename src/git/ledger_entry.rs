@@ -20,6 +20,8 @@ const LARGEST_PLAN: usize = 64 * 1024;
 const LARGEST_EVIDENCE: usize = 512 * 1024;
 /// Former uids of one name that are remembered.
 const MOST_FORMER: usize = 10;
+/// Revisions whose aborts are counted: as many as a Rollout's status remembers.
+const MOST_ABORTS: usize = 20;
 
 /// One transition with all that goes into its commit.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +80,9 @@ pub(super) struct StateFile {
     /// Uids that had this name before, with their last number: a late entry of theirs is not written again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) former: Vec<Former>,
+    /// How often each revision was aborted since it was last promoted, the newest abort last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) aborts: Vec<Aborts>,
     #[serde(default)]
     pub(super) status: Value,
 }
@@ -96,7 +101,19 @@ pub(super) struct Former {
     pub(super) sequence: i64,
 }
 
+/// How often a revision was aborted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Aborts {
+    pub(super) revision: String,
+    pub(super) aborts: i32,
+}
+
 impl StateFile {
+    /// How often a revision was aborted since it was last promoted.
+    fn aborts_of(&self, revision: &str) -> i32 {
+        self.aborts.iter().find(|known| known.revision == revision).map_or(0, |known| known.aborts)
+    }
+
     /// Whether this transition is in the ledger.
     pub(super) fn has(&self, uid: &str, sequence: i64) -> bool {
         if self.uid == uid {
@@ -147,16 +164,17 @@ impl LedgerEntry {
         if let Some((hash, template)) = &self.template {
             files.insert(template_path(&place, hash), Some(document(template)));
         }
+        let state = self.state_file(before, release.clone());
         let denied_path = format!("{place}/aborted/{}.json", component(&transition.revision_to));
         let (mut denies, mut lifts) = (None, None);
         match transition.event {
-            // A revert says where to be, not that the revision is bad: asking for it again is consent.
-            TransitionEvent::Aborted if transition.reason != "Revert" => {
+            TransitionEvent::Aborted if self.denies() => {
                 let denial = serde_json::json!({
                     "schema": SCHEMA,
                     "id": self.id(),
                     "revision": transition.revision_to,
                     "attempt": transition.attempt,
+                    "aborts": state.aborts_of(&transition.revision_to),
                     "reason": transition.reason,
                     "message": transition.message,
                     "at": stamp(transition.at),
@@ -174,7 +192,6 @@ impl LedgerEntry {
             }
             _ => {}
         }
-        let state = self.state_file(before, release.clone());
         files.insert(state_path(&self.namespace, &self.name), Some(document(&state)));
         if !self.plan.is_empty() {
             files.insert(format!("{place}/plan.md"), Some(self.plan_file()));
@@ -188,6 +205,27 @@ impl LedgerEntry {
         }
         let message = self.message(&release, previous, &evidence_paths);
         Rendered { message, at: transition.at, state, files, denies, lifts }
+    }
+
+    /// A revert says where to be, not that the revision is bad: asking for it again is consent.
+    fn denies(&self) -> bool {
+        self.transition.event == TransitionEvent::Aborted && self.transition.reason != "Revert"
+    }
+
+    /// How often each revision was aborted, this entry included.
+    fn aborts(&self, before: Option<&StateFile>) -> Vec<Aborts> {
+        let mut all = before.map(|before| before.aborts.clone()).unwrap_or_default();
+        let revision = &self.transition.revision_to;
+        let settled = self.transition.event == TransitionEvent::Promoted;
+        if self.denies() || settled {
+            all.retain(|known| known.revision != *revision);
+        }
+        if self.denies() {
+            let aborts = before.map_or(0, |before| before.aborts_of(revision)).saturating_add(1);
+            all.push(Aborts { revision: revision.clone(), aborts });
+            all.drain(..all.len().saturating_sub(MOST_ABORTS));
+        }
+        all
     }
 
     fn state_file(&self, before: Option<&StateFile>, release: String) -> StateFile {
@@ -218,6 +256,7 @@ impl LedgerEntry {
             weight: transition.weight_to,
             last_good,
             former,
+            aborts: self.aborts(before),
             status,
         }
     }
@@ -754,6 +793,37 @@ Rollout-Operator: sluice/0.1.0
         assert_eq!(rendered.state.last_good.as_ref().unwrap().revision, "bbbbbbbbbb", "a new uid keeps it");
         assert!(rendered.state.has("0b7f", 8) && !rendered.state.has("0b7f", 9), "the former uid is remembered");
         assert!(rendered.state.has("another", 1) && !rendered.state.has("another", 2));
+    }
+
+    #[test]
+    fn the_aborts_of_a_revision_are_counted_until_it_is_promoted() {
+        let mut state: Option<StateFile> = None;
+        let mut next = |event, reason: &str, revision: &str| {
+            let mut entry = entry();
+            entry.transition.sequence = state.as_ref().map_or(1, |state| state.sequence + 1);
+            (entry.transition.event, entry.transition.reason) = (event, reason.to_owned());
+            entry.transition.revision_to = revision.to_owned();
+            // A state that is too large takes the status with it, and not the numbers.
+            entry.state = json!({"padding": "x".repeat(200 * 1024)});
+            let rendered = entry.render(state.as_ref(), None, none());
+            let denial = rendered.files.get(&format!("shop/web/aborted/{revision}.json")).cloned().flatten();
+            let denial = denial.map(|text| serde_json::from_str::<serde_json::Value>(&text).unwrap()["aborts"].clone());
+            state = Some(rendered.state.clone());
+            assert_eq!(rendered.state.status, serde_json::Value::Null);
+            (denial, rendered.state.aborts.iter().map(|it| (it.revision.clone(), it.aborts)).collect::<Vec<_>>())
+        };
+        use TransitionEvent::{Aborted, Promoted, Started};
+        let (a, b) = (("aaaaaaaaaa".to_owned(), 1), ("bbbbbbbbbb".to_owned(), 1));
+        assert_eq!(next(Aborted, "Verdict", &a.0), (Some(json!(1)), vec![a.clone()]));
+        assert_eq!(next(Started, "Consent", &a.0), (None, vec![a.clone()]), "what begins again is still remembered");
+        assert_eq!(next(Aborted, "Revert", &a.0), (None, vec![a.clone()]), "a revert is no verdict");
+        assert_eq!(next(Aborted, "Deadline", &b.0), (Some(json!(1)), vec![a.clone(), b.clone()]));
+        assert_eq!(next(Aborted, "Verdict", &a.0), (Some(json!(2)), vec![b.clone(), (a.0.clone(), 2)]));
+        assert_eq!(next(Promoted, "Promoted", &a.0), (None, vec![b]));
+        for number in 0..30 {
+            next(Aborted, "Verdict", &format!("c{number:09}"));
+        }
+        assert_eq!(next(Started, "Started", &a.0).1.len(), 20);
     }
 
     #[test]

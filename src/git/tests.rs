@@ -446,6 +446,7 @@ async fn a_new_cluster_reads_what_was_aborted_and_what_was_good() {
         let web = &contents.rollouts[&key];
         assert_eq!((web.uid.as_str(), web.sequence), ("uid-of-web", 2));
         assert_eq!(web.aborted, BTreeMap::from([("cccccccccc".to_owned(), "number 2 of web".to_owned())]));
+        assert_eq!(web.aborts, BTreeMap::from([("cccccccccc".to_owned(), 1)]));
         let (revision, template) = web.last_good.clone().unwrap();
         assert_eq!((revision, template.unwrap().0), ("bbbbbbbbbb".to_owned(), promoted.template.clone().unwrap().1));
     }

@@ -391,10 +391,12 @@ impl World {
         match transition.event {
             _ if !self.ledger.configured => {}
             TransitionEvent::Aborted if transition.reason != "Revert" => {
+                *self.ledger.aborts.entry(revision.clone()).or_default() += 1;
                 self.ledger.aborted.insert(revision, transition.message.clone());
             }
             TransitionEvent::Promoted => {
                 self.ledger.aborted.remove(&revision);
+                self.ledger.aborts.remove(&revision);
                 if let Some(set) = self.replica_sets.get(&revision) {
                     self.ledger.last_good = Some((revision, set.template.clone()));
                 }

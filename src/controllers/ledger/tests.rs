@@ -342,6 +342,7 @@ async fn the_rollout_loop_learns_what_was_aborted_and_is_woken() {
     let state = world.controller.state(&key("web"));
     assert!(state.read);
     assert_eq!(state.aborted.get("badbadbad0").map(String::as_str), Some("errors rose"));
+    assert_eq!(state.aborts.get("badbadbad0"), Some(&1));
 }
 
 #[tokio::test]

@@ -143,3 +143,48 @@ fn a_cluster_rebuilt_after_an_abort_holds_what_was_aborted() {
     let next = before.status.sequence + 1;
     assert_eq!(sequences, (next..next + i64::try_from(sequences.len()).unwrap()).collect::<Vec<_>>());
 }
+
+#[test]
+fn the_second_abort_is_the_second_one_also_when_the_log_had_no_room_for_the_status() {
+    // The status is lost while the first abort stands, while the second attempt runs, or after the second abort.
+    for lost in 0..3 {
+        let mut world = release_of("i:2");
+        let lose = |world: &mut World| {
+            world.ledger.position = None;
+            world.lose_status();
+            world.turn();
+        };
+        let push = |world: &mut World, commit: &str, image: &str| {
+            world.source_commit = Some(commit.to_owned());
+            world.edit_spec(|spec| spec.template = template(image));
+        };
+        until(&mut world, |world| canary_share(world) == 20);
+        say(&mut world, "1", InterventionAction::Abort);
+        world.run(TimeDelta::minutes(10));
+        if lost == 0 {
+            lose(&mut world);
+        }
+        push(&mut world, "back", "i:1");
+        world.run(TimeDelta::minutes(10));
+        push(&mut world, "again", "i:2");
+        until(&mut world, |world| canary_share(world) == 20);
+        assert!(world.in_flight().is_some_and(|release| release.attempt == 2), "consent, once: {lost}");
+        if lost == 1 {
+            lose(&mut world);
+            assert!(world.in_flight().is_some_and(|release| release.attempt >= 1), "{}", world.status.message);
+        }
+        say(&mut world, "2", InterventionAction::Abort);
+        world.run(TimeDelta::minutes(10));
+        assert_eq!(world.status.phase, Phase::Aborted, "{lost}: {}", world.status.message);
+        if lost == 2 {
+            lose(&mut world);
+        }
+        let denied = &world.status.denied;
+        assert_eq!(denied.iter().map(|denied| denied.aborts).collect::<Vec<_>>(), [2], "{lost}: {denied:?}");
+        push(&mut world, "back again", "i:1");
+        world.run(TimeDelta::minutes(10));
+        push(&mut world, "and again", "i:2");
+        to_the_end(&mut world, |_| 0);
+        assert_eq!((world.status.phase, stable(&world)), (Phase::Aborted, Some(template("i:1").revision())), "{lost}");
+    }
+}
