@@ -693,6 +693,12 @@ Rollout-Operator: sluice/0.1.0
         );
         let state = rendered.files["shop/web/state.json"].as_deref().unwrap();
         let expected = r#"{
+  "aborts": [
+    {
+      "aborts": 1,
+      "revision": "bbbbbbbbbb"
+    }
+  ],
   "at": "2026-03-04T05:06:07Z",
   "event": "Aborted",
   "id": "prod/shop/web",
