@@ -14,14 +14,15 @@ mod observers;
 #[path = "engine_properties/run.rs"]
 mod run;
 
-use history::History;
+use history::{BLUE_GREEN, History};
 use mutants::Mutant;
 use run::{play, tell};
 
 const HISTORIES: u64 = 3000;
 /// Seeds beyond those that once found a fault: bases that cannot tell two percents apart, a pause while a weight goes
 /// down.
-const FOUND: [u64; 3] = [3402, 9829, 12136];
+/// Endpoints that are only not published yet; an analysis of a plan that was changed since.
+const FOUND: [u64; 5] = [3402, 9829, 12136, BLUE_GREEN + 1478, BLUE_GREEN + 6980];
 
 /// The property that is violated first.
 fn violated(history: &History) -> Option<String> {
@@ -63,7 +64,8 @@ fn report(history: History) -> String {
 fn every_history_keeps_every_promise() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let histories = number("SLUICE_HISTORIES").unwrap_or(HISTORIES);
-    let all = || (0..histories).chain(FOUND.into_iter().filter(|seed| *seed >= histories)).collect();
+    let drawn = || (0..histories).chain(BLUE_GREEN..BLUE_GREEN + histories / 2);
+    let all = || drawn().chain(FOUND.into_iter().filter(|seed| !drawn().any(|drawn| drawn == *seed))).collect();
     let seeds: Vec<u64> = number("SLUICE_SEED").map_or_else(all, |seed| vec![seed]);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let failing: Vec<History> = std::thread::scope(|scope| {
@@ -95,7 +97,7 @@ fn planted_bugs_are_all_caught() {
     let mut missed = Vec::new();
     for mutant in Mutant::ALL {
         let breaks = format!("{} at ", mutant.breaks());
-        let caught = (0..400).find_map(|seed| {
+        let caught = (0..400).chain(BLUE_GREEN..BLUE_GREEN + 400).find_map(|seed| {
             let violations = play(&History::of(seed), Some(mutant)).observers.violations;
             Some((seed, violations.into_iter().find(|violation| violation.starts_with(&breaks))?))
         });

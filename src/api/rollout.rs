@@ -297,10 +297,10 @@ pub struct BlueGreenStrategy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub preview_replica_count: Option<i32>,
-    /// Switch without a person; true when absent.
+    /// Switch without a person; true when absent. With false one person must approve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_promotion_enabled: Option<bool>,
-    /// Seconds to wait before switching.
+    /// Seconds to wait before switching, once the preview is ready and judged. Nothing when a person must approve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub auto_promotion_seconds: Option<i32>,
@@ -314,6 +314,10 @@ pub struct BlueGreenStrategy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub scale_down_delay_seconds: Option<i32>,
+    /// Seconds the preview is kept after an abort; 30 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub abort_scale_down_delay_seconds: Option<i32>,
 }
 
 /// What a Rollout names in its own namespace.
@@ -370,23 +374,33 @@ impl RolloutSpec {
     }
 }
 
-impl CanaryStrategy {
+impl Strategy {
+    fn traffic_routing(&self) -> Option<&TrafficRouting> {
+        self.canary.as_ref()?.traffic_routing.as_ref()
+    }
     /// How long a change needs to reach the data plane.
     pub fn settle(&self) -> Duration {
-        self.traffic_routing.as_ref().and_then(|routing| routing.settle).unwrap_or(Duration::from_secs(2))
+        self.traffic_routing().and_then(|routing| routing.settle).unwrap_or(Duration::from_secs(2))
     }
     /// How long a side without traffic still answers.
     pub fn drain(&self) -> Duration {
-        self.traffic_routing.as_ref().and_then(|routing| routing.drain).unwrap_or(Duration::from_secs(10))
+        self.traffic_routing().and_then(|routing| routing.drain).unwrap_or(Duration::from_secs(10))
     }
     /// How long the old version is kept after promotion.
     pub fn scale_down_delay(&self) -> Duration {
-        seconds(self.scale_down_delay_seconds, 30)
+        let canary = self.canary.as_ref().and_then(|canary| canary.scale_down_delay_seconds);
+        let blue_green = self.blue_green.as_ref().and_then(|blue_green| blue_green.scale_down_delay_seconds);
+        seconds(canary.or(blue_green), 30)
     }
-    /// How long the canary is kept after an abort.
+    /// How long the version on trial is kept after an abort.
     pub fn abort_scale_down_delay(&self) -> Duration {
-        seconds(self.abort_scale_down_delay_seconds, 30)
+        let canary = self.canary.as_ref().and_then(|canary| canary.abort_scale_down_delay_seconds);
+        let blue_green = self.blue_green.as_ref().and_then(|blue_green| blue_green.abort_scale_down_delay_seconds);
+        seconds(canary.or(blue_green), 30)
     }
+}
+
+impl CanaryStrategy {
     /// The names of the HTTPRoutes.
     pub fn http_routes(&self) -> impl Iterator<Item = &str> {
         let routing = self.traffic_routing.as_ref().and_then(|routing| routing.gateway_api.as_ref());

@@ -92,11 +92,14 @@ fn observe_services(
 ) -> BTreeMap<String, ServiceState> {
     let key = rollout.identity.key();
     let pod_labels: BTreeMap<&str, &str> = spec.template.labels().collect();
-    let sides = [("stableService", &named.stable_service), ("canaryService", &named.canary_service)];
+    let fields = match spec.strategy.blue_green {
+        Some(_) => ["blueGreen.activeService", "blueGreen.previewService"],
+        None => ["canary.stableService", "canary.canaryService"],
+    };
     let mut services = BTreeMap::new();
-    for (side, name) in sides {
+    for (field, name) in fields.into_iter().zip([&named.stable_service, &named.canary_service]) {
         let Some(name) = name else { continue };
-        let field = Some(format!("spec.strategy.canary.{side}"));
+        let field = Some(format!("spec.strategy.{field}"));
         let service_key = Key::new(key.namespace.clone(), name.clone());
         let Some(service) = index.service(&service_key) else {
             problems.push(Problem {
@@ -237,22 +240,34 @@ fn observe_interventions(index: &Index, key: &Key, status: &RolloutStatus) -> Ve
 
 /// What is wrong with the analyses a Rollout names, each with its field.
 fn analysis_problems(index: &Index, rollout: &RolloutObject, spec: &RolloutSpec) -> Vec<Problem> {
-    let Some(canary) = &spec.strategy.canary else { return Vec::new() };
     let revision = spec.template.revision();
-    let mut problems = Vec::new();
-    if let Some(background) = &canary.analysis
-        && let Err(found) = resolve(index, rollout, &revision, "background", &background.analysis)
-    {
-        problems.extend(under("spec.strategy.canary.analysis", found));
-    }
-    for (number, step) in canary.steps.iter().enumerate() {
-        if let Some(analysis) = &step.analysis
-            && let Err(found) = resolve(index, rollout, &revision, &format!("step-{number}"), analysis)
-        {
-            problems.extend(under(&format!("spec.strategy.canary.steps[{number}].analysis"), found));
+    let mut named: Vec<(String, String, &AnalysisReference)> = Vec::new();
+    if let Some(canary) = &spec.strategy.canary {
+        if let Some(background) = &canary.analysis {
+            let field = "spec.strategy.canary.analysis".to_owned();
+            named.push((field, "background".to_owned(), &background.analysis));
+        }
+        for (number, step) in canary.steps.iter().enumerate() {
+            if let Some(analysis) = &step.analysis {
+                let field = format!("spec.strategy.canary.steps[{number}].analysis");
+                named.push((field, format!("step-{number}"), analysis));
+            }
         }
     }
-    problems
+    if let Some(blue_green) = &spec.strategy.blue_green {
+        let analyses = [
+            ("prePromotionAnalysis", &blue_green.pre_promotion_analysis),
+            ("postPromotionAnalysis", &blue_green.post_promotion_analysis),
+        ];
+        for (field, analysis) in analyses {
+            if let Some(analysis) = analysis {
+                named.push((format!("spec.strategy.blueGreen.{field}"), field.to_owned(), analysis));
+            }
+        }
+    }
+    let resolved =
+        named.iter().map(|(field, stage, analysis)| (field, resolve(index, rollout, &revision, stage, analysis)));
+    resolved.filter_map(|(field, found)| Some(under(field, found.err()?))).flatten().collect()
 }
 
 fn under(root: &str, problems: Vec<Problem>) -> impl Iterator<Item = Problem> {

@@ -1,15 +1,15 @@
 //! The only code that moves pods or traffic: the next single safe effect on the way to a target.
 //!
 //! The order is the same whatever the target: *grow → ready → raise weight*, and *lower weight → drain →
-//! shrink*. A Service changes what it selects only while it gets nothing, so the two sides of one backend never
-//! change at once. Forward, abort, rollback, promotion, a new revision and a scale in flight all come through here.
+//! shrink*. Where routes split the traffic, a Service changes what it selects only while it gets nothing, so the two
+//! sides of one backend never change at once; in blue/green the active Service is what moves. Forward, abort, rollback, promotion, a new revision and a scale in flight all come through here.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Effect, ServiceState, Snapshot, Wait, WaitOn};
-use crate::api::{CanaryStrategy, PodTemplate, Seen, SeenRevision, SeenWeight};
+use crate::api::{PodTemplate, References, ReleaseState, Seen, SeenRevision, SeenWeight};
 
 /// Where pods and traffic should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub fn share(replicas: i32, percent: i32) -> i32 {
 /// The facts of this snapshot with their times: a fact that is as it was keeps its time, a new one begins now,
 /// and a stamp in the future is taken as now, so that a clock that was wrong can only prolong a wait.
 pub fn facts(snapshot: &Snapshot, before: &Seen, now: DateTime<Utc>) -> Seen {
-    let Some(canary) = &snapshot.spec.strategy.canary else { return Seen::default() };
+    let references = snapshot.spec.references();
     let service = |name: &Option<String>, before: &Option<SeenRevision>| {
         let service = snapshot.services.get(name.as_deref()?)?;
         let revision = service.selects.clone()?;
@@ -58,16 +58,28 @@ pub fn facts(snapshot: &Snapshot, before: &Seen, now: DateTime<Utc>) -> Seen {
         let since = before.as_ref().filter(|fact| fact.revision == revision).map_or(now, |fact| fact.since.min(now));
         Some(SeenRevision { revision, since })
     };
-    let value = accepted_weight(snapshot, before.weight.as_ref().map(|weight| weight.value));
+    let stable_service = service(&references.stable_service, &before.stable_service);
+    let canary_service = service(&references.canary_service, &before.canary_service);
+    let value = match &snapshot.spec.strategy.blue_green {
+        Some(_) => stable_service.as_ref().and_then(|fact| switched(snapshot, &fact.revision)),
+        None => accepted_weight(snapshot, before.weight.as_ref().map(|weight| weight.value)),
+    };
     let weight = value.map(|value| SeenWeight {
         value,
         since: before.weight.as_ref().filter(|fact| fact.value == value).map_or(now, |fact| fact.since.min(now)),
     });
-    Seen {
-        weight,
-        stable_service: service(&canary.stable_service, &before.stable_service),
-        canary_service: service(&canary.canary_service, &before.canary_service),
+    Seen { weight, stable_service, canary_service }
+}
+
+/// Which side has everything when a Service alone says so: 0 for stable (or the first version), 100 for the version
+/// on trial. None for what is neither.
+fn switched(snapshot: &Snapshot, active: &str) -> Option<i32> {
+    let status = &snapshot.status;
+    if status.stable_revision.as_deref() == Some(active) {
+        return Some(0);
     }
+    let release = status.release.as_ref().filter(|release| release.revision == active)?;
+    Some(if release.state == ReleaseState::FirstDeploy { 0 } else { 100 })
 }
 
 /// The weight that every rule of every route holds and the gateway has accepted. A small base cannot tell every
@@ -89,14 +101,14 @@ fn accepted_weight(snapshot: &Snapshot, before: Option<i32>) -> Option<i32> {
 
 /// The next single safe effect on the way to `target`.
 pub fn converge(snapshot: &Snapshot, target: &Target, seen: &Seen, now: DateTime<Utc>) -> Convergence {
-    let Some(canary) = &snapshot.spec.strategy.canary else {
-        return hold(WaitOn::Spec, None, "the strategy is not served".to_owned());
-    };
-    let view = View { snapshot, canary, target, seen, now };
+    let view = View { snapshot, references: snapshot.spec.references(), target, seen, now };
     if let Some(effect) = view.grow() {
         return effect;
     }
-    let traffic = view.traffic();
+    let traffic = match &snapshot.spec.strategy.blue_green {
+        Some(_) => view.switch(),
+        None => view.traffic(),
+    };
     if matches!(traffic, Convergence::Do(_)) {
         return traffic;
     }
@@ -111,7 +123,7 @@ pub fn converge(snapshot: &Snapshot, target: &Target, seen: &Seen, now: DateTime
 
 struct View<'a> {
     snapshot: &'a Snapshot,
-    canary: &'a CanaryStrategy,
+    references: References,
     target: &'a Target,
     seen: &'a Seen,
     now: DateTime<Utc>,
@@ -120,6 +132,14 @@ struct View<'a> {
 impl View<'_> {
     fn replicas(&self) -> i32 {
         self.snapshot.spec.replicas().max(0)
+    }
+
+    fn settle(&self) -> TimeDelta {
+        self.snapshot.spec.strategy.settle().delta()
+    }
+
+    fn drain(&self) -> TimeDelta {
+        self.snapshot.spec.strategy.drain().delta()
     }
 
     fn service(&self, name: &Option<String>) -> (String, ServiceState) {
@@ -163,8 +183,8 @@ impl View<'_> {
     }
 
     fn traffic(&self) -> Convergence {
-        let (stable_name, stable) = self.service(&self.canary.stable_service);
-        let (canary_name, canary) = self.service(&self.canary.canary_service);
+        let (stable_name, stable) = self.service(&self.references.stable_service);
+        let (canary_name, canary) = self.service(&self.references.canary_service);
         let ready = |service: &ServiceState| match &service.selects {
             Some(revision) => service.ready.get(revision).copied().unwrap_or_default(),
             None => service.ready.values().sum(),
@@ -225,6 +245,60 @@ impl View<'_> {
         }
     }
 
+    /// Blue/green: one Service has all the traffic, and what it selects changes at once. The version on trial has the
+    /// preview, and gets live traffic only by a target that says so.
+    fn switch(&self) -> Convergence {
+        let (active_name, active) = self.service(&self.references.stable_service);
+        let (preview_name, preview) = self.service(&self.references.canary_service);
+        let stable = &self.target.stable_service;
+        let trial = self.target.canary_service.as_ref().filter(|_| self.target.weight >= 100);
+        let wanted = trial.unwrap_or(stable);
+        let ready = |service: &ServiceState| service.ready.values().sum::<i32>();
+        let state = |revision: &String| self.snapshot.revisions.get(revision).cloned().unwrap_or_default();
+        let Some(selected) = &active.selects else { return self.narrow_stable(active_name) };
+        let select = |service: String, revision: &String| {
+            Convergence::Do(Effect::SelectRevision { service, revision: revision.clone() })
+        };
+        // S2: traffic leaves a side that can serve nothing for the one that is known to be good.
+        // By its pods too: right after a switch its endpoints are only not published yet.
+        let dead = ready(&active) <= 0 && state(selected).ready <= 0;
+        if dead && selected != stable && state(stable).ready > 0 {
+            return select(active_name, stable);
+        }
+        if let Some(trial) =
+            self.target.canary_service.as_ref().filter(|trial| preview.selects.as_ref() != Some(*trial))
+            && self.references.canary_service.is_some()
+        {
+            return select(preview_name, trial);
+        }
+        if selected == wanted {
+            return match &self.seen.stable_service {
+                Some(fact) if fact.revision == *wanted => {
+                    let settles = self.since(fact.since, self.settle(), "the active Service settles");
+                    settles.unwrap_or(Convergence::Reached)
+                }
+                _ => {
+                    let message = format!("the active Service has no endpoints of revision {wanted} alone yet");
+                    hold(WaitOn::Endpoints, None, message)
+                }
+            };
+        }
+        // S12: everything moves at once, so all of it must be there. From a side that serves nothing, anything is better.
+        let needed = if dead && wanted == stable { 1 } else { self.replicas().max(1) };
+        let own = state(wanted);
+        if own.available.min(own.ready) < needed {
+            return self.pods(wanted, needed);
+        }
+        if self.references.canary_service.is_some() && preview.selects.as_ref() == Some(wanted) {
+            let published = preview.ready.get(wanted).copied().unwrap_or_default();
+            if published < needed {
+                let message = format!("{published} of {needed} endpoints of the preview Service are ready");
+                return hold(WaitOn::Endpoints, None, message);
+            }
+        }
+        select(active_name, wanted)
+    }
+
     /// A Service that was never narrowed selects pods of every revision: it may be narrowed to one that can carry
     /// everything.
     fn narrow_stable(&self, service: String) -> Convergence {
@@ -257,7 +331,7 @@ impl View<'_> {
     fn stable_unsettled(&self) -> Option<Convergence> {
         match &self.seen.stable_service {
             Some(fact) if fact.revision == self.target.stable_service => {
-                self.since(fact.since, self.canary.settle().delta(), "the stable Service settles")
+                self.since(fact.since, self.settle(), "the stable Service settles")
             }
             _ if self.target.only_lower => None,
             _ => {
@@ -269,7 +343,7 @@ impl View<'_> {
 
     fn raise(&self, weight: i32, canary: &ServiceState, ready_canary: i32) -> Convergence {
         // When both Services select the same revision, weights between them expose nobody to anything new.
-        let same = self.service(&self.canary.stable_service).1.selects == canary.selects;
+        let same = self.service(&self.references.stable_service).1.selects == canary.selects;
         if self.target.only_lower && !same {
             return hold(WaitOn::Pods, None, "traffic only goes back; stable is waited for".to_owned());
         }
@@ -292,7 +366,7 @@ impl View<'_> {
             let message = "the canary Service still has endpoints of another revision".to_owned();
             return hold(WaitOn::Endpoints, None, message);
         };
-        if let Some(wait) = self.since(fact.since, self.canary.settle().delta(), "the canary Service settles") {
+        if let Some(wait) = self.since(fact.since, self.settle(), "the canary Service settles") {
             return wait;
         }
         self.write(weight)
@@ -302,7 +376,7 @@ impl View<'_> {
     fn drained(&self, percent: i32) -> Option<Convergence> {
         match self.seen.weight.as_ref().filter(|_| self.holds(percent)) {
             None => Some(self.unaccepted(percent)),
-            Some(weight) => self.since(weight.since, self.canary.drain().delta(), "connections drain"),
+            Some(weight) => self.since(weight.since, self.drain(), "connections drain"),
         }
     }
 
@@ -346,8 +420,8 @@ impl View<'_> {
 
     fn shrink(&self) -> Convergence {
         let (least, most) = self.written();
-        let stable = self.service(&self.canary.stable_service).1;
-        let canary = self.service(&self.canary.canary_service).1;
+        let stable = self.service(&self.references.stable_service).1;
+        let canary = self.service(&self.references.canary_service).1;
         let mut waiting = Convergence::Reached;
         for (revision, state) in &self.snapshot.revisions {
             let wanted = self.target.sizes.get(revision).copied().unwrap_or_default();
@@ -389,9 +463,16 @@ impl View<'_> {
                 continue;
             }
             let last = facts.into_iter().flatten().max().unwrap_or(self.now);
-            if let Some(wait) = self.since(last, self.canary.drain().delta(), "connections drain") {
+            if let Some(wait) = self.since(last, self.drain(), "connections drain") {
                 waiting = wait;
                 continue;
+            }
+            let blue_green = self.snapshot.spec.strategy.blue_green.is_some();
+            if blue_green && on_canary && wanted == 0 && *revision != self.target.stable_service {
+                // Whoever looks at the preview finds what serves, not nothing.
+                let (service, revision) =
+                    (self.service(&self.references.canary_service).0, &self.target.stable_service);
+                return Convergence::Do(Effect::SelectRevision { service, revision: revision.clone() });
             }
             return Convergence::Do(Effect::Scale { revision: revision.clone(), replicas: wanted });
         }

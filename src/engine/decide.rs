@@ -6,14 +6,14 @@
 
 use chrono::{DateTime, Utc};
 
-use super::converge::{Convergence, Target, converge, facts, share, template};
-use super::plan::{Gate, Plan, Stage, plan};
+use super::converge::{Convergence, Target, converge, facts, template};
+use super::plan::{Gate, Plan, Pods, Stage, plan};
 use super::recover::{denied, position};
 use super::{AnalysisState, Effect, InterventionState, LedgerState, Problem, Snapshot, Turn, Wait, WaitOn};
 use crate::api::{
-    Abort, AbortCause, AnalysisPhase, AnalysisReference, CanaryStrategy, Condition, ConditionStatus, Conditions,
-    Denied, Hold, InterventionAction, OnAuditUnavailable, PausedBy, Phase, RECORDED, RefusedIntervention, Release,
-    ReleaseState, RolloutStatus, Seen, Transition, TransitionEvent, names,
+    Abort, AbortCause, AnalysisPhase, AnalysisReference, Condition, ConditionStatus, Conditions, Denied, Hold,
+    InterventionAction, OnAuditUnavailable, PausedBy, Phase, RECORDED, RefusedIntervention, Release, ReleaseState,
+    RolloutStatus, Seen, Transition, TransitionEvent, names,
 };
 
 /// How many taken Interventions, and how many promoted revisions, are remembered.
@@ -110,6 +110,7 @@ impl Decision<'_> {
         // The same weights can stand for more than one percentage: what the stage asks for is what they mean.
         let stage = self.in_flight().and_then(|release| self.plan.stage(release.stage)).map(|stage| stage.weight);
         if let (Some(weight), Some(wanted)) = (&mut self.next.seen.weight, stage)
+            && !snapshot.routes.is_empty()
             && snapshot.routes.values().flat_map(|route| &route.rules).all(|rule| rule.holds(wanted))
         {
             weight.value = wanted;
@@ -131,8 +132,8 @@ impl Decision<'_> {
         }
     }
 
-    fn canary(&self) -> CanaryStrategy {
-        self.snapshot.spec.strategy.canary.clone().unwrap_or_default()
+    fn blue_green(&self) -> bool {
+        self.snapshot.spec.strategy.blue_green.is_some()
     }
 
     fn replicas(&self) -> i32 {
@@ -146,11 +147,13 @@ impl Decision<'_> {
     /// Something is wrong, but an abort goes on as far as it can: it needs the Services and routes only.
     fn may_go_back(&self) -> bool {
         let references = self.snapshot.spec.references();
-        let services = [&references.stable_service, &references.canary_service];
-        let complete =
-            services.iter().all(|name| name.as_ref().is_some_and(|name| self.snapshot.services.contains_key(name)))
-                && !references.routes.is_empty()
-                && references.routes.iter().all(|name| self.snapshot.routes.contains_key(name));
+        let is_there = |name: &String| self.snapshot.services.contains_key(name);
+        let stable = references.stable_service.as_ref().is_some_and(is_there);
+        let complete = stable
+            && (self.blue_green()
+                || references.canary_service.as_ref().is_some_and(is_there)
+                    && !references.routes.is_empty()
+                    && references.routes.iter().all(|name| self.snapshot.routes.contains_key(name)));
         let release = self.snapshot.status.release.as_ref();
         let going_back = release.is_some_and(|release| {
             release.state == ReleaseState::Aborted || self.in_flight().is_some() && self.abort_cause().is_some()
@@ -285,10 +288,10 @@ impl Decision<'_> {
     }
 
     fn deadline_at(&self, release: &Release) -> Option<DateTime<Utc>> {
-        let canary = self.canary();
+        let strategy = &self.snapshot.spec.strategy;
         // Waiting times that are asked for do not count as being late.
         let allowed =
-            self.snapshot.spec.progress_deadline().delta() + (canary.settle().delta() + canary.drain().delta()) * 2;
+            self.snapshot.spec.progress_deadline().delta() + (strategy.settle().delta() + strategy.drain().delta()) * 2;
         release.stage_started_at?.min(self.now).checked_add_signed(allowed)
     }
 
@@ -567,21 +570,24 @@ impl Decision<'_> {
             weight: 0,
             only_lower: false,
         };
-        let kept_until = self.kept_until();
-        if kept_until.is_some_and(|until| until > self.now) {
-            for (revision, state) in &self.snapshot.revisions {
-                let promoted = self.snapshot.status.promoted_revisions.first();
-                if revision != stable && promoted == Some(revision) {
-                    target.sizes.insert(revision.clone(), state.replicas.min(self.replicas()));
-                }
-            }
-        }
+        self.keep_old(&mut target);
         target
+    }
+
+    /// What was stable before is kept for its time, whatever has begun since: going back to it needs no new pods.
+    fn keep_old(&self, target: &mut Target) {
+        let Some(old) = self.snapshot.status.promoted_revisions.first() else { return };
+        if self.kept_until().is_some_and(|until| until > self.now)
+            && !target.sizes.contains_key(old)
+            && let Some(state) = self.snapshot.revisions.get(old)
+        {
+            target.sizes.insert(old.clone(), state.replicas.min(self.replicas()));
+        }
     }
 
     fn kept_until(&self) -> Option<DateTime<Utc>> {
         let promoted_at = self.snapshot.status.promoted_at?.min(self.now);
-        promoted_at.checked_add_signed(self.canary().scale_down_delay().delta())
+        promoted_at.checked_add_signed(self.snapshot.spec.strategy.scale_down_delay().delta())
     }
 
     /// Until when pods of another revision than the stable one are kept, while there are any.
@@ -665,15 +671,19 @@ impl Decision<'_> {
         }
     }
 
+    /// An AnalysisRun is named after the attempt: one that exists already must not speak for another.
+    fn unused_attempt(&self, revision: &str) -> Option<i32> {
+        let runs = self.snapshot.analyses.values().filter(|run| run.revision == revision);
+        runs.map(|run| run.attempt.saturating_add(1)).max()
+    }
+
     fn start(mut self, least_attempt: i32, reason: &str, actor: Option<String>) -> Turn {
         let desired = self.desired.clone();
         let aborts =
             self.next.denied.iter().find(|denied| denied.revision == desired).map_or(0, |denied| denied.aborts);
         let attempt = aborts.saturating_add(1).max(least_attempt);
         let first = attempt == 1;
-        // An AnalysisRun is named after the attempt: one that exists already must not speak for this one.
-        let runs = self.snapshot.analyses.values().filter(|run| run.revision == desired);
-        let attempt = runs.map(|run| run.attempt.saturating_add(1)).max().map_or(attempt, |unused| attempt.max(unused));
+        let attempt = self.unused_attempt(&desired).map_or(attempt, |unused| attempt.max(unused));
         let mut release = self.release(&desired, ReleaseState::Stepping, attempt);
         let mut reason = reason.to_owned();
         let mut message = format!("revision {desired} begins, attempt {attempt}");
@@ -730,7 +740,7 @@ impl Decision<'_> {
             return self.advance();
         };
         let paused = self.paused();
-        let mut weight = stage.weight;
+        let (mut weight, mut pods) = (stage.weight, stage.pods);
         let held = paused.is_some() || release.held_for.is_some();
         if !held && release.reached_at.is_none() && self.snapshot.status.phase == Phase::Paused {
             let message = format!("stage {} of {}: {}", release.stage.saturating_add(1), self.plan.len(), stage.label);
@@ -739,16 +749,21 @@ impl Decision<'_> {
             self.describe(Phase::Progressing, "Stepping", &message);
             return self.advance();
         }
-        if held && release.reached_at.is_none() {
+        let switched = self.blue_green() && self.written() == stage.weight;
+        if held && release.reached_at.is_none() && !switched {
             // No step: what was reached before is kept, and what has gone down already stays down.
             let before = release.stage.checked_sub(1).and_then(|index| self.plan.stage(index));
             weight = before.map_or(0, |before| before.weight).min(weight.max(self.written()));
+            pods = before.map_or(Pods::ForWeight, |before| before.pods);
             if release.held_for.is_some() {
                 weight = self.weight();
             }
         }
-        let target = self.target(&release.revision, stable, weight);
-        let convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
+        let target = self.target(&release.revision, stable, weight, pods);
+        let mut convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
+        if !held && release.reached_at.is_none() && matches!(convergence, Convergence::Reached) {
+            convergence = self.pods_ready(&release.revision, stage.pods);
+        }
         match convergence {
             Convergence::Do(effect) => return Turn::Apply(effect),
             Convergence::Hold(_) if !held => {
@@ -871,7 +886,9 @@ impl Decision<'_> {
     }
 
     fn pass(mut self, mut release: Release, stage: &Stage, verdict: Option<String>, runs: Vec<String>) -> Turn {
-        let promotes = release.stage >= self.plan.len().saturating_sub(2);
+        let next = self.plan.stage(release.stage.saturating_add(1));
+        let everything = stage.weight < 100 && next.is_some_and(|next| next.weight >= 100);
+        let promotes = everything || release.stage >= self.plan.len().saturating_sub(2);
         if let Some(wait) = self.awaits_record(promotes).filter(|_| !release.rollback) {
             self.describe(Phase::Progressing, LedgerState::AWAITED, &wait.message);
             return self.conclude(Convergence::Hold(wait));
@@ -1031,10 +1048,22 @@ impl Decision<'_> {
     /// because the list got shorter.
     fn plan_changed(mut self, mut release: Release) -> Turn {
         let weight = self.weight();
-        let reached = self.plan.stages.iter().rposition(|stage| stage.weight <= weight && stage.step.is_some());
+        // Of the stages at that weight the first: an analysis among them is not skipped.
+        let (mut reached, mut begins) = (0, 0);
+        for run in self.plan.stages.chunk_by(|one, next| one.weight == next.weight) {
+            if run.first().is_some_and(|stage| stage.weight <= weight && stage.step.is_some()) {
+                reached = begins;
+            }
+            begins += run.len();
+        }
         let old = release.stage;
-        release.stage = reached.and_then(|index| i32::try_from(index).ok()).unwrap_or(0);
+        release.stage = i32::try_from(reached).unwrap_or(0);
         release.plan_hash = self.plan.hash();
+        // What was judged for a step of the other plan says nothing about the step that has its number now.
+        if let Some(unused) = self.unused_attempt(&release.revision) {
+            release.attempt = release.attempt.max(unused);
+            release.background_runs = 0;
+        }
         self.reset_stage(&mut release);
         if !release.promote_full && !release.rollback {
             let text = format!("the steps were changed in flight; {weight} % is kept until a person approves");
@@ -1064,32 +1093,48 @@ impl Decision<'_> {
         self.advance()
     }
 
-    fn target(&self, revision: &str, stable: &str, weight: i32) -> Target {
+    /// A stage that asks for pods is reached when they are ready.
+    fn pods_ready(&self, revision: &str, pods: Pods) -> Convergence {
+        let needed = pods.size(self.replicas(), 0);
+        let state = self.snapshot.revisions.get(revision).cloned().unwrap_or_default();
+        let ready = state.available.min(state.ready);
+        if ready >= needed {
+            return Convergence::Reached;
+        }
+        let trouble = state.trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
+        let message = format!("{ready} of {needed} pods of revision {revision} are ready{trouble}");
+        Convergence::Hold(wait_for(WaitOn::Pods, None, &message))
+    }
+
+    fn target(&self, revision: &str, stable: &str, weight: i32, pods: Pods) -> Target {
         let replicas = self.replicas();
-        let size = if weight > 0 { share(replicas, weight).max(1) } else { 0 };
+        let size = pods.size(replicas, weight);
         let mut sizes: std::collections::BTreeMap<String, i32> = [(stable.to_owned(), replicas)].into();
         let kept = sizes.entry(revision.to_owned()).or_default();
         *kept = (*kept).max(size);
-        Target {
+        let mut target = Target {
             sizes,
             stable_service: stable.to_owned(),
             canary_service: Some(revision.to_owned()),
             weight,
             only_lower: false,
-        }
+        };
+        self.keep_old(&mut target);
+        target
     }
 
     // === Promotion ===
 
     fn promoting(mut self, release: Release, stable: &str) -> Turn {
         let replicas = self.replicas();
-        let target = Target {
+        let mut target = Target {
             sizes: [(stable.to_owned(), replicas), (release.revision.clone(), replicas)].into(),
             stable_service: release.revision.clone(),
             canary_service: Some(release.revision.clone()),
             weight: 0,
             only_lower: false,
         };
+        self.keep_old(&mut target);
         match converge(self.snapshot, &target, &self.next.seen, self.now) {
             Convergence::Reached => self.promoted(release),
             convergence => {
@@ -1199,7 +1244,8 @@ impl Decision<'_> {
         });
         let desired = self.desired.clone();
         let replicas = self.replicas();
-        let kept_until = abort.at.min(self.now).checked_add_signed(self.canary().abort_scale_down_delay().delta());
+        let kept_until =
+            abort.at.min(self.now).checked_add_signed(self.snapshot.spec.strategy.abort_scale_down_delay().delta());
         let kept = kept_until.filter(|until| *until > self.now);
         let mut target = Target {
             sizes: [(stable.to_owned(), replicas)].into(),
@@ -1208,6 +1254,7 @@ impl Decision<'_> {
             weight: 0,
             only_lower: true,
         };
+        self.keep_old(&mut target);
         let state = self.snapshot.revisions.get(&release.revision);
         if kept.is_some()
             && release.revision != stable
@@ -1573,8 +1620,14 @@ impl Decision<'_> {
         self.next.weight.unwrap_or(0)
     }
 
-    /// The most that the canary has in any rule, as written, accepted or not.
+    /// The most that the canary has in any rule, or by the active Service: as written, accepted or not.
     fn written(&self) -> i32 {
+        if self.blue_green() {
+            let active = self.snapshot.spec.references().stable_service;
+            let selected = active.and_then(|name| self.snapshot.services.get(&name)?.selects.clone());
+            let release = self.snapshot.status.release.as_ref().filter(|_| selected != self.stable());
+            return release.filter(|release| selected.as_ref() == Some(&release.revision)).map_or(0, |_| 100);
+        }
         let rules = self.snapshot.routes.values().flat_map(|route| &route.rules);
         rules.map(super::RuleState::share).max().unwrap_or(0)
     }
@@ -1718,7 +1771,7 @@ impl Decision<'_> {
             (self.next.replicas, self.next.ready_replicas, self.next.updated_replicas) = counts;
             return Turn::Advance(Box::new(self.next));
         }
-        wait.until = [wait.until, by].into_iter().flatten().min();
+        wait.until = [wait.until, by, self.old_is_kept_until()].into_iter().flatten().min();
         Turn::Wait(wait)
     }
 }

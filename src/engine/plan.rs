@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use sha2::{Digest, Sha256};
 
 use super::Problem;
-use crate::api::{AnalysisReference, CanaryStrategy, Duration, RolloutSpec, names};
+use super::converge::share;
+use crate::api::{AnalysisReference, BlueGreenStrategy, CanaryStrategy, Duration, RolloutSpec, names};
 
 /// Everything that lies ahead of a new version.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,12 +22,37 @@ pub struct Plan {
 pub struct Stage {
     /// The canary's weight in percent.
     pub weight: i32,
+    /// The canary's pods that must be ready, beyond those its weight needs.
+    pub pods: Pods,
     /// What opens the way on.
     pub gate: Gate,
     /// In a few words.
     pub label: String,
     /// The step of the spec it comes from; none for the last one.
     pub step: Option<usize>,
+}
+
+/// How many pods a stage asks for, whatever its weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pods {
+    /// As many as the weight needs.
+    ForWeight,
+    /// So many.
+    Number(i32),
+    /// So many percent of `spec.replicas`, rounded up.
+    Percent(i32),
+}
+
+impl Pods {
+    /// The pods that carry `weight` percent of `replicas`, and at least as many as are asked for.
+    pub fn size(self, replicas: i32, weight: i32) -> i32 {
+        let carries = if weight > 0 { share(replicas, weight).max(1) } else { 0 };
+        carries.max(match self {
+            Self::ForWeight => 0,
+            Self::Number(number) => number.max(0),
+            Self::Percent(percent) => share(replicas, percent),
+        })
+    }
 }
 
 /// What opens the way to the next stage.
@@ -89,13 +115,6 @@ impl Plan {
 /// Every problem found, not only the first.
 pub fn plan(spec: &RolloutSpec) -> Result<Plan, Vec<Problem>> {
     let mut problems = Vec::new();
-    let canary = match (&spec.strategy.canary, &spec.strategy.blue_green) {
-        (Some(canary), None) => canary,
-        (None, Some(_)) => {
-            return Err(vec![unsupported("spec.strategy.blueGreen", "is not served yet; use spec.strategy.canary")]);
-        }
-        _ => return Err(vec![invalid("spec.strategy", "name exactly one of canary and blueGreen")]),
-    };
     if spec.replicas() < 0 {
         problems.push(invalid("spec.replicas", "must not be negative"));
     }
@@ -118,8 +137,17 @@ pub fn plan(spec: &RolloutSpec) -> Result<Plan, Vec<Problem>> {
     if spec.template.images().next().is_none() {
         problems.push(invalid("spec.template.spec.containers", "name at least one container with an image"));
     }
-    services_and_routes(canary, &mut problems);
-    let stages = stages(canary, &mut problems);
+    let stages = match (&spec.strategy.canary, &spec.strategy.blue_green) {
+        (Some(canary), None) => {
+            services_and_routes(canary, &mut problems);
+            stages(canary, &mut problems)
+        }
+        (None, Some(blue_green)) => blue_green_stages(blue_green, &mut problems),
+        _ => {
+            problems.push(invalid("spec.strategy", "name exactly one of canary and blueGreen"));
+            Vec::new()
+        }
+    };
     if problems.is_empty() { Ok(Plan { stages }) } else { Err(problems) }
 }
 
@@ -196,10 +224,71 @@ fn stages(canary: &CanaryStrategy, problems: &mut Vec<Problem>) -> Vec<Stage> {
                 continue;
             }
         };
-        stages.push(Stage { weight, gate, label, step: Some(index) });
+        stages.push(Stage { weight, pods: Pods::ForWeight, gate, label, step: Some(index) });
     }
-    stages.push(Stage { weight: 100, gate: Gate::Ready, label: "promote".to_owned(), step: None });
+    stages.push(promote());
     stages
+}
+
+/// The last stage of every plan: the new version has everything.
+fn promote() -> Stage {
+    Stage { weight: 100, pods: Pods::ForWeight, gate: Gate::Ready, label: "promote".to_owned(), step: None }
+}
+
+/// Blue/green: the preview gets its pods, is judged, waited for; then everything moves at once, and what has it is
+/// judged again while the old side still stands.
+fn blue_green_stages(blue_green: &BlueGreenStrategy, problems: &mut Vec<Problem>) -> Vec<Stage> {
+    const ROOT: &str = "spec.strategy.blueGreen";
+    if blue_green.active_service.is_empty() {
+        problems.push(invalid(&format!("{ROOT}.activeService"), "is required"));
+    }
+    if blue_green.preview_service.as_ref() == Some(&blue_green.active_service) {
+        problems.push(invalid(&format!("{ROOT}.previewService"), "must differ from activeService"));
+    }
+    if blue_green.preview_replica_count.is_some_and(|count| count < 1) {
+        problems.push(invalid(&format!("{ROOT}.previewReplicaCount"), "must be at least 1"));
+    }
+    let seconds = blue_green.auto_promotion_seconds.unwrap_or_default();
+    if seconds < 0 {
+        problems.push(invalid(&format!("{ROOT}.autoPromotionSeconds"), "must not be negative"));
+    }
+    let mut analysis = |field: &str, analysis: &Option<AnalysisReference>| {
+        let analysis = analysis.as_ref()?;
+        if analysis.templates.is_empty() {
+            problems.push(invalid(&format!("{ROOT}.{field}.templates"), "name at least one template"));
+        }
+        Some(Gate::Analysis(analysis.clone()))
+    };
+    let before = analysis("prePromotionAnalysis", &blue_green.pre_promotion_analysis);
+    let after = analysis("postPromotionAnalysis", &blue_green.post_promotion_analysis);
+    let wait = match (blue_green.auto_promotion_enabled, u64::try_from(seconds)) {
+        (Some(false), _) => Some(Gate::Approvals(1)),
+        (_, Ok(seconds)) if seconds > 0 => Some(Gate::Time(Duration::from_secs(seconds))),
+        _ => None,
+    };
+    let preview = |gate, label| (0, gate, label);
+    let stages = [
+        Some(preview(Gate::Ready, "preview".to_owned())),
+        before.map(|gate| {
+            let label = format!("{} of the preview", gate.label());
+            preview(gate, label)
+        }),
+        wait.map(|gate| {
+            let label = match &gate {
+                Gate::Time(_) => format!("pause {}", gate.label()),
+                _ => format!("pause for {}", gate.label()),
+            };
+            preview(gate, label)
+        }),
+        after.map(|gate| {
+            let label = format!("{} after the switch", gate.label());
+            (100, gate, label)
+        }),
+    ];
+    let pods = blue_green.preview_replica_count.map_or(Pods::Percent(100), Pods::Number);
+    let numbered = stages.into_iter().flatten().enumerate();
+    let stages = numbered.map(|(index, (weight, gate, label))| Stage { weight, pods, gate, label, step: Some(index) });
+    stages.chain([promote()]).collect()
 }
 
 fn invalid(field: &str, message: &str) -> Problem {

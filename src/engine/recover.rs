@@ -148,6 +148,12 @@ impl<'a> Witness<'a> {
     /// The release in flight, as one that takes over: it has reached the stable Service.
     fn taking_over(&self, selected: &str) -> Option<Release> {
         let release = self.recorded_flight().filter(|release| release.revision == selected)?;
+        if self.snapshot.spec.strategy.blue_green.is_some() && release.state == ReleaseState::Stepping {
+            // There it has live traffic before the last gate; but never without the gates before the switch.
+            let switch = self.plan.stages.iter().position(|stage| stage.weight >= 100);
+            let switch = switch.and_then(|index| i32::try_from(index).ok()).unwrap_or(0);
+            return Some(Release { stage: release.stage.max(switch), held_for: None, ..release.clone() });
+        }
         let stage = self.plan.len().saturating_sub(1);
         Some(Release { state: ReleaseState::Promoting, stage, held_for: None, ..release.clone() })
     }

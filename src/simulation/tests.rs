@@ -6,6 +6,7 @@ use crate::api::{Phase, PodTemplate, RolloutSpec, TransitionEvent as Event};
 use crate::engine::{InterventionState, WaitOn};
 
 mod audit;
+mod blue_green;
 mod going_back;
 mod recover;
 

@@ -82,10 +82,33 @@ fn steps(number: u8) -> serde_json::Value {
     }
 }
 
-pub fn with_steps(spec: &mut RolloutSpec, number: u8) {
-    let canary = spec.strategy.canary.as_mut().unwrap();
-    canary.steps = serde_json::from_value(steps(number)).unwrap();
+/// What stands between the preview and the switch, and after it.
+fn gates(number: u8) -> serde_json::Value {
+    let analysis = json!({"templates": [{"templateName": "a"}]});
+    match number % 6 {
+        0 => json!({}),
+        1 => json!({"prePromotionAnalysis": analysis}),
+        2 => json!({"postPromotionAnalysis": analysis, "previewReplicaCount": 1}),
+        3 => json!({"autoPromotionEnabled": false, "postPromotionAnalysis": analysis}),
+        4 => json!({"autoPromotionSeconds": 10, "prePromotionAnalysis": analysis, "postPromotionAnalysis": analysis}),
+        _ => json!({"autoPromotionSeconds": 5, "previewReplicaCount": 2}),
+    }
 }
+
+pub fn with_steps(spec: &mut RolloutSpec, number: u8) {
+    if let Some(canary) = &mut spec.strategy.canary {
+        canary.steps = serde_json::from_value(steps(number)).unwrap();
+        return;
+    }
+    let mut strategy = serde_json::to_value(spec.strategy.blue_green.as_ref().unwrap()).unwrap();
+    let fields = strategy.as_object_mut().unwrap();
+    fields.retain(|field, _| field.ends_with("Service") || field.ends_with("caleDownDelaySeconds"));
+    fields.extend(gates(number).as_object().unwrap().clone());
+    spec.strategy.blue_green = Some(serde_json::from_value(strategy).unwrap());
+}
+
+/// Seeds from here on are of blue/green; those below of a canary with routes.
+pub const BLUE_GREEN: u64 = 1_000_000;
 
 impl History {
     pub fn of(seed: u64) -> Self {
@@ -112,7 +135,16 @@ impl History {
                 "abortScaleDownDelaySeconds": random.of(&[0, 5, 30]),
             }},
         });
-        if random.chance(60) {
+        if seed >= BLUE_GREEN {
+            spec["strategy"] = json!({"blueGreen": {
+                "activeService": "stable",
+                "scaleDownDelaySeconds": random.of(&[0, 5, 30]),
+                "abortScaleDownDelaySeconds": random.of(&[0, 5, 30]),
+            }});
+            if random.chance(80) {
+                spec["strategy"]["blueGreen"]["previewService"] = json!("canary");
+            }
+        } else if random.chance(60) {
             spec["strategy"]["canary"]["analysis"] = json!({"templates": [{"templateName": "b"}]});
         }
         let mut spec: RolloutSpec = serde_json::from_value(spec).unwrap();

@@ -27,10 +27,13 @@ pub enum Mutant {
     LostTransition,
     WriteAtRest,
     LostStatusIsFirstDeploy,
+    SwitchBeforeReady,
+    PreviewIsLive,
+    OldGoesAtOnce,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::RaiseBeforeReady,
         Self::ShrinkBeforeRoute,
         Self::SkipSettle,
@@ -48,6 +51,9 @@ impl Mutant {
         Self::LostTransition,
         Self::WriteAtRest,
         Self::LostStatusIsFirstDeploy,
+        Self::SwitchBeforeReady,
+        Self::PreviewIsLive,
+        Self::OldGoesAtOnce,
     ];
 
     /// The promise that it breaks, as the observers name it: another one that it breaks beside it does not count.
@@ -61,6 +67,7 @@ impl Mutant {
             Self::StaleWrite | Self::LostTransition => "S8",
             Self::SkipSettle | Self::SelectInTraffic => "S9",
             Self::IgnoreEpoch => "S10",
+            Self::SwitchBeforeReady | Self::PreviewIsLive | Self::OldGoesAtOnce => "S12",
             Self::WriteAtRest => "L1",
             Self::ForgetWakeUp => "L3",
         }
@@ -97,6 +104,7 @@ impl Mutant {
                     run.passed_since = Some(now);
                 }
             }
+            Self::OldGoesAtOnce => snapshot.status.promoted_at = None,
             Self::IgnoreEpoch => snapshot.epoch = snapshot.epoch.max(snapshot.status.epoch),
             Self::PromoteWinsTie
                 if snapshot.interventions.iter().any(|word| word.action == InterventionAction::Promote) =>
@@ -139,6 +147,24 @@ impl Mutant {
                     }
                     _ => Turn::Wait(wait),
                 }
+            }
+            (Self::SwitchBeforeReady, Turn::Wait(wait)) if matches!(wait.on, WaitOn::Pods | WaitOn::Endpoints) => {
+                let last = stepping.filter(|release| {
+                    plan(&snapshot.spec).is_ok_and(|plan| plan.stage(release.stage).is_some_and(|it| it.weight == 100))
+                });
+                match (last, &snapshot.spec.strategy.blue_green) {
+                    (Some(release), Some(blue_green)) => Turn::Apply(Effect::SelectRevision {
+                        service: blue_green.active_service.clone(),
+                        revision: release.revision.clone(),
+                    }),
+                    _ => Turn::Wait(wait),
+                }
+            }
+            (Self::PreviewIsLive, Turn::Apply(Effect::SelectRevision { revision, .. }))
+                if snapshot.spec.strategy.blue_green.is_some() =>
+            {
+                let service = snapshot.spec.references().stable_service.unwrap_or_default();
+                Turn::Apply(Effect::SelectRevision { service, revision })
             }
             (Self::ShrinkBeforeRoute, Turn::Apply(effect @ Effect::SetWeight { percent: 0, .. })) => {
                 let release = snapshot.status.release.as_ref();

@@ -39,14 +39,24 @@ fn ceil_share(replicas: i32, percent: i32) -> i32 {
     (replicas.max(0) * percent + 99) / 100
 }
 
-fn side_name(world: &World, side: usize) -> String {
-    let canary = world.spec.strategy.canary.as_ref().unwrap();
-    [&canary.stable_service, &canary.canary_service][side].clone().unwrap()
+fn blue_green(world: &World) -> bool {
+    world.spec.strategy.blue_green.is_some()
+}
+
+/// The Service of a side; a preview need not be there.
+fn side_name(world: &World, side: usize) -> Option<String> {
+    let named = world.spec.references();
+    [named.stable_service, named.canary_service][side].clone()
+}
+
+/// What a side selects.
+fn selects(world: &World, side: usize) -> Option<String> {
+    world.services[&side_name(world, side)?].selects.clone()
 }
 
 /// Ready endpoints that a Service has published.
 fn endpoints(world: &World, side: usize) -> i32 {
-    world.services[&side_name(world, side)].published.values().sum()
+    side_name(world, side).map_or(0, |name| world.services[&name].published.values().sum())
 }
 
 fn pods_ready(world: &World, revision: &str) -> i32 {
@@ -66,7 +76,7 @@ fn share(rule: &RuleState, side: usize) -> i32 {
 }
 
 fn drain(world: &World) -> TimeDelta {
-    world.spec.strategy.canary.as_ref().unwrap().drain().delta()
+    world.spec.strategy.drain().delta()
 }
 
 impl Observers {
@@ -85,11 +95,12 @@ impl Observers {
             let reach = |rules: &[RuleState]| rules.iter().any(|rule| side_weight(rule, side) > 0);
             let written = world.routes.values().any(|route: &Route| reach(&route.rules));
             let live = self.live.values().any(|rules| reach(rules));
-            if !(written || live) {
+            // In blue/green the active Service has everything, always.
+            if !(written || live || blue_green(world) && side == 0) {
                 continue;
             }
             self.side_traffic[side] = Some(world.now);
-            let service = &world.services[&side_name(world, side)];
+            let service = &world.services[&side_name(world, side).unwrap()];
             let selected = world.replica_sets.keys().filter(|name| service.selects.as_ref() == Some(*name));
             let all: Vec<String> = selected.chain(service.published.keys()).cloned().collect();
             for revision in all {
@@ -137,8 +148,7 @@ impl Observers {
                 let asked = if side == 1 { percent } else { 100 - percent };
                 let raised = side_weight(new, side) * old.base.max(1) > side_weight(old, side) * new.base.max(1);
                 let needed = ceil_share(replicas, asked);
-                let same =
-                    before.services[&side_name(before, 0)].selects == before.services[&side_name(before, 1)].selects;
+                let same = selects(before, 0) == selects(before, 1);
                 if raised && !same && endpoints(before, side) < needed && endpoints(before, other) > 0 {
                     let property = if side == 0 { "S3" } else { "S4" };
                     let ready = endpoints(before, side);
@@ -146,11 +156,10 @@ impl Observers {
                 }
             }
             let raised = share(new, 1) > share(old, 1);
-            let selects = |side| &before.services[&side_name(before, side)].selects;
-            if raised && self.absorbed && selects(0) != selects(1) {
+            if raised && self.absorbed && selects(before, 0) != selects(before, 1) {
                 self.fail(before, "S7", format!("{old:?} to {new:?} after an abort"));
             }
-            if raised && self.abort_is_asked(before) && selects(0) != selects(1) {
+            if raised && self.abort_is_asked(before) && selects(before, 0) != selects(before, 1) {
                 self.fail(before, "S7", "raised although somebody asks for an abort");
             }
             let release = before.in_flight().filter(|release| release.state == ReleaseState::Stepping);
@@ -162,7 +171,7 @@ impl Observers {
                 && endpoints(before, 0) > 0
                 && release.plan_hash == plan.hash()
                 && release.held_for.is_none()
-                && before.services[&side_name(before, 0)].selects == before.status.stable_revision
+                && selects(before, 0) == before.status.stable_revision
             {
                 self.fail(before, "S6", format!("{percent} % is written at a stage of {} %", stage.weight));
             }
@@ -180,7 +189,13 @@ impl Observers {
     }
 
     fn select(&mut self, before: &World, service: &str, revision: &str) {
-        let side = usize::from(side_name(before, 1) == service);
+        let side = usize::from(side_name(before, 1).as_deref() == Some(service));
+        if blue_green(before) {
+            if side == 0 {
+                self.switch(before, revision);
+            }
+            return;
+        }
         if before.services[service].selects.is_none() {
             // The first narrowing: what stays must carry everything.
             let weight: i32 = before.routes.values().flat_map(|route| &route.rules).map(|rule| share(rule, side)).sum();
@@ -202,6 +217,29 @@ impl Observers {
         }
     }
 
+    /// The active Service changes what it selects: all traffic moves at once.
+    fn switch(&mut self, before: &World, revision: &str) {
+        let replicas = before.spec.replicas();
+        let ready = pods_ready(before, revision);
+        let rescue = endpoints(before, 0) == 0 && ready > 0;
+        if ready < replicas && !rescue {
+            self.fail(before, "S12", format!("a switch to {revision} with {ready} ready of {replicas}"));
+        }
+        let stable = before.status.stable_revision.as_deref();
+        let release = before.status.release.as_ref().filter(|release| release.revision == revision);
+        let Some(release) = release.filter(|_| stable.is_some() && stable != Some(revision)) else { return };
+        if self.absorbed || self.abort_is_asked(before) {
+            self.fail(before, "S7", format!("a switch to {revision} after an abort"));
+        }
+        let allowed = plan(&before.spec).is_ok_and(|plan| {
+            let stage = plan.stage(release.stage);
+            release.state == ReleaseState::Promoting || stage.is_some_and(|stage| stage.weight >= 100)
+        });
+        if !allowed {
+            self.fail(before, "S12", format!("live traffic for {revision}, which is a preview"));
+        }
+    }
+
     fn shrink(&mut self, before: &World, revision: &str, after: &World) {
         let (had, has) = (pods_ready(before, revision), pods_ready(after, revision));
         let size = |world: &World| world.replica_sets.get(revision).map_or(0, |set| set.replicas);
@@ -210,11 +248,16 @@ impl Observers {
         }
         let mut carried = 0;
         for side in [0, 1] {
-            let selects = &before.services[&side_name(before, side)].selects;
-            if selects.as_deref().is_none_or(|own| own == revision) {
+            let here = selects(before, side).is_none_or(|own| own == revision);
+            if blue_green(before) {
+                carried += if here && side == 0 { 100 } else { 0 };
+            } else if here {
                 let rules = before.routes.values().flat_map(|route| &route.rules);
                 carried += rules.map(|rule| share(rule, side)).max().unwrap_or(0);
             }
+        }
+        if has < had && size(after) < before.spec.replicas() {
+            self.old_is_kept(before, revision);
         }
         let needed = ceil_share(before.spec.replicas(), carried.min(100));
         if has < had && has < needed {
@@ -226,6 +269,18 @@ impl Observers {
             && last + drain(before) > before.now
         {
             self.fail(before, "S4", format!("{revision} shrinks though it had traffic at {last}"));
+        }
+    }
+
+    /// S12: what was stable is kept for its time.
+    fn old_is_kept(&mut self, before: &World, revision: &str) {
+        let status = &before.status;
+        let old = status.promoted_revisions.first().is_some_and(|old| old == revision);
+        let delay = before.spec.strategy.scale_down_delay().delta();
+        let kept_until = status.promoted_at.map(|at| at + delay);
+        let again = status.release.as_ref().is_some_and(|release| release.revision == revision);
+        if old && !again && kept_until.is_some_and(|until| until > before.now) {
+            self.fail(before, "S12", format!("{revision} shrinks before its time, {kept_until:?}"));
         }
     }
 

@@ -95,7 +95,7 @@ impl Run {
             }
             Event::HandEdit { share, second } => {
                 let name = if second { world.routes.keys().last() } else { world.routes.keys().next() };
-                let name = name.unwrap().clone();
+                let Some(name) = name.cloned() else { return };
                 let base = world.routes[&name].rules[0].base;
                 world.edit_weights(&name, base - base * share / 100, base * share / 100);
             }
