@@ -161,7 +161,7 @@ impl Mutant {
                 }
             }
             (Self::PreviewIsLive, Turn::Apply(Effect::SelectRevision { revision, .. }))
-                if snapshot.spec.strategy.blue_green.is_some() =>
+                if snapshot.spec.strategy.blue_green.is_some() && snapshot.status.stable_revision.is_some() =>
             {
                 let service = snapshot.spec.references().stable_service.unwrap_or_default();
                 Turn::Apply(Effect::SelectRevision { service, revision })
