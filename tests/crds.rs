@@ -223,14 +223,13 @@ fn lists_of_a_pod_template_merge_by_the_keys_of_a_deployment() {
 #[test]
 fn lists_of_our_own_merge_by_name() {
     let spec = "/properties/spec/properties";
+    let routing = format!("{spec}/strategy/properties/canary/properties/trafficRouting");
+    let routes = format!("{routing}/properties/gatewayAPI/properties");
     for (plural, list, key) in [
-        (
-            "rollouts",
-            format!(
-                "{spec}/strategy/properties/canary/properties/trafficRouting/properties/gatewayAPI/properties/httpRoutes"
-            ),
-            "name",
-        ),
+        ("rollouts", format!("{routes}/httpRoutes"), "name"),
+        ("rollouts", format!("{routes}/grpcRoutes"), "name"),
+        ("rollouts", format!("{routes}/tlsRoutes"), "name"),
+        ("rollouts", format!("{routes}/tcpRoutes"), "name"),
         ("rollouts", "/properties/status/properties/conditions".to_owned(), "type"),
         ("analysistemplates", format!("{spec}/metrics"), "name"),
         ("analysistemplates", format!("{spec}/args"), "name"),

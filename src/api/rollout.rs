@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, PodTemplate, RolloutStatus};
+use super::{Duration, PodTemplate, RolloutStatus, RouteKey, RouteKind};
 
 /// A workload whose new versions take over step by step.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -170,9 +170,7 @@ pub struct TrafficRouting {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.httpRoutes) && self.httpRoutes.size() > 0")
-        .message("name at least one route")
-        .field_path(".httpRoutes"),
+    validation = ("[has(self.httpRoutes) && self.httpRoutes.size() > 0, has(self.grpcRoutes) && self.grpcRoutes.size() > 0, has(self.tlsRoutes) && self.tlsRoutes.size() > 0, has(self.tcpRoutes) && self.tcpRoutes.size() > 0].exists(given, given)", "name at least one route"),
 )]
 pub struct GatewayApiRouting {
     /// HTTPRoutes in this namespace; each rule that names both Services is steered.
@@ -180,6 +178,33 @@ pub struct GatewayApiRouting {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub http_routes: Vec<RouteReference>,
+    /// GRPCRoutes in this namespace, steered in the same way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub grpc_routes: Vec<RouteReference>,
+    /// TLSRoutes in this namespace. Weights share out connections, not requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub tls_routes: Vec<RouteReference>,
+    /// TCPRoutes in this namespace. Weights share out connections, not requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub tcp_routes: Vec<RouteReference>,
+}
+
+impl GatewayApiRouting {
+    /// The list of one kind.
+    pub fn of(&self, kind: RouteKind) -> &[RouteReference] {
+        match kind {
+            RouteKind::Http => &self.http_routes,
+            RouteKind::Grpc => &self.grpc_routes,
+            RouteKind::Tls => &self.tls_routes,
+            RouteKind::Tcp => &self.tcp_routes,
+        }
+    }
 }
 
 /// A route in the Rollout's own namespace.
@@ -327,8 +352,8 @@ pub struct References {
     pub stable_service: Option<String>,
     /// The Service of the version on trial.
     pub canary_service: Option<String>,
-    /// The HTTPRoutes.
-    pub routes: Vec<String>,
+    /// The routes.
+    pub routes: Vec<RouteKey>,
     /// The templates of every analysis.
     pub analysis_templates: Vec<AnalysisTemplateReference>,
 }
@@ -342,7 +367,7 @@ impl RolloutSpec {
             return References {
                 stable_service: canary.stable_service.clone(),
                 canary_service: canary.canary_service.clone(),
-                routes: canary.http_routes().map(str::to_owned).collect(),
+                routes: canary.routes().map(|(_, route)| route).collect(),
                 analysis_templates: analyses.flat_map(|analysis| analysis.templates.iter().cloned()).collect(),
             };
         }
@@ -401,10 +426,17 @@ impl Strategy {
 }
 
 impl CanaryStrategy {
-    /// The names of the HTTPRoutes.
-    pub fn http_routes(&self) -> impl Iterator<Item = &str> {
+    /// The routes, each with the field that names it.
+    pub fn routes(&self) -> impl Iterator<Item = (String, RouteKey)> {
         let routing = self.traffic_routing.as_ref().and_then(|routing| routing.gateway_api.as_ref());
-        routing.into_iter().flat_map(|gateway| gateway.http_routes.iter().map(|route| route.name.as_str()))
+        let lists = routing.into_iter().flat_map(|gateway| RouteKind::ALL.map(|kind| (kind, gateway.of(kind))));
+        lists.flat_map(|(kind, routes)| {
+            let list = format!("spec.strategy.canary.trafficRouting.gatewayAPI.{}", kind.field());
+            let named = move |(index, route): (usize, &RouteReference)| {
+                (format!("{list}[{index}].name"), RouteKey::new(kind, &route.name))
+            };
+            routes.iter().enumerate().map(named)
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use super::exit::Exit;
 use super::plan::{Output, check, errors_beside, images, older};
 use super::rollout_status::view::API_VERSION;
 use super::terminal::{Line, Terminal, Tone, length};
-use crate::api::{Duration, MissingThen, ReleaseState, RolloutSpec, TransitionEvent};
+use crate::api::{Duration, MissingThen, ReleaseState, RolloutSpec, RouteKind, TransitionEvent};
 use crate::cluster::objects::Key;
 use crate::controllers::plan_text;
 use crate::engine::plan::plan;
@@ -142,8 +142,8 @@ impl Event {
 
     /// Among what happens at one moment: what was seen, what the engine made of it, what it then waits for.
     fn rank(&self) -> u8 {
-        let seen = ["analysis ", "HTTPRoute "].iter().any(|start| self.message.starts_with(start))
-            || self.message.ends_with(" are ready");
+        let start = self.message.split(' ').next().unwrap_or_default();
+        let seen = start == "analysis" || RouteKind::named(start).is_some() || self.message.ends_with(" are ready");
         match self.transition {
             Some(_) => 1,
             None if seen => 0,

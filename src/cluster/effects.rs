@@ -45,17 +45,17 @@ impl Writer {
                 self.json_patch(Kind::Service, &key, None, patch).await
             }
             Effect::SetWeight { route, percent } => {
-                let key = Key::new(namespace.clone(), route.clone());
-                let seen = self.index().route(&key).ok_or_else(|| conflict(&key))?;
+                let key = Key::new(namespace.clone(), route.name.clone());
+                let seen = self.index().route(route.kind, &key).ok_or_else(|| conflict(&key))?;
                 let spec = rollout.spec.as_ref().map_err(|error| WriteError::Unprepared(error.to_string()))?;
                 let named = spec.references();
                 let (Some(stable), Some(canary)) = (named.stable_service, named.canary_service) else {
                     return Err(WriteError::Unprepared("the strategy names no Services".to_owned()));
                 };
-                let patch = crate::traffic::http_route::set_weight(&seen.value, namespace, &stable, &canary, *percent)
+                let patch = crate::traffic::gateway_api::set_weight(&seen.value, namespace, &stable, &canary, *percent)
                     .map_err(|problem| WriteError::Unprepared(problem.to_string()))?;
                 match patch {
-                    Some(patch) => self.json_patch(Kind::HttpRoute, &key, None, patch).await,
+                    Some(patch) => self.json_patch(Kind::Route(route.kind), &key, None, patch).await,
                     None => Ok(()),
                 }
             }

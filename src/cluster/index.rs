@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use kube::core::DynamicObject;
+use kube::core::{ApiResource, DynamicObject};
 
 use super::kinds::Kind;
 use super::objects::{
@@ -15,6 +15,7 @@ use super::objects::{
 };
 use crate::api::{
     AnalysisTemplateSpec, ClusterAnalysisTemplateSpec, ClusterMetricProviderSpec, MetricProviderSpec, RolloutSpec,
+    RouteKind,
 };
 
 /// A named object whose spec only is of interest.
@@ -33,7 +34,7 @@ struct Shelves {
     replica_sets: Shelf<ReplicaSetObject>,
     services: Shelf<ServiceObject>,
     endpoint_slices: Shelf<EndpointSliceObject>,
-    routes: Shelf<RouteObject>,
+    routes: BTreeMap<RouteKind, Shelf<RouteObject>>,
     analysis_runs: Shelf<AnalysisRunObject>,
     analysis_templates: Shelf<SpecObject<AnalysisTemplateSpec>>,
     cluster_analysis_templates: Shelf<SpecObject<ClusterAnalysisTemplateSpec>>,
@@ -41,6 +42,8 @@ struct Shelves {
     cluster_metric_providers: Shelf<SpecObject<ClusterMetricProviderSpec>>,
     interventions: Shelf<InterventionObject>,
     deploy_repos: Shelf<DeployRepoObject>,
+    /// Where a kind is served that a cluster may do without, or may serve in an older version; `None` when it is not.
+    served: BTreeMap<Kind, Option<ApiResource>>,
     /// Which Rollouts name a Service, a route or a template.
     referred: HashMap<(Kind, Key), BTreeSet<Key>>,
     /// What each Rollout names, for taking it out of `referred`.
@@ -112,8 +115,30 @@ impl Index {
     }
 
     /// A route.
-    pub fn route(&self, key: &Key) -> Option<Arc<RouteObject>> {
-        self.read(|shelves| shelves.routes.0.get(key).cloned())
+    pub fn route(&self, kind: RouteKind, key: &Key) -> Option<Arc<RouteObject>> {
+        self.read(|shelves| shelves.routes.get(&kind)?.0.get(key).cloned())
+    }
+
+    /// Notes where the API server serves a kind, or that it does not. Returns the Rollouts that name one, when that
+    /// is news.
+    pub fn set_served(&self, kind: Kind, at: Option<ApiResource>) -> BTreeSet<Key> {
+        let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
+        let is_there = at.is_some();
+        let was_there = shelves.served.insert(kind, at).is_none_or(|before| before.is_some());
+        if is_there == was_there {
+            return BTreeSet::new();
+        }
+        shelves.referred.iter().filter(|((named, _), _)| *named == kind).flat_map(|(_, keys)| keys).cloned().collect()
+    }
+
+    /// The API server was asked and does not serve this kind.
+    pub fn is_absent(&self, kind: Kind) -> bool {
+        self.read(|shelves| matches!(shelves.served.get(&kind), Some(None)))
+    }
+
+    /// Where to write an object of a kind: where it was read from.
+    pub fn resource(&self, kind: Kind) -> ApiResource {
+        self.read(|shelves| shelves.served.get(&kind).cloned().flatten()).unwrap_or_else(|| kind.resource())
     }
 
     /// A ReplicaSet.
@@ -229,7 +254,7 @@ impl Shelves {
                 self.join(kind, Key::new(key.namespace.clone(), slice.service.clone()), &key);
                 self.endpoint_slices.put(&key, slice);
             }
-            Kind::HttpRoute => self.routes.put(&key, RouteObject::of(object)),
+            Kind::Route(route) => self.routes.entry(route).or_default().put(&key, RouteObject::of(object)),
             Kind::AnalysisRun => {
                 let run = AnalysisRunObject::of(object);
                 if let Ok(spec) = &run.spec {
@@ -263,7 +288,7 @@ impl Shelves {
             Kind::ReplicaSet => self.replica_sets.0.remove(key).map_or((), drop),
             Kind::Service => self.services.0.remove(key).map_or((), drop),
             Kind::EndpointSlice => self.endpoint_slices.0.remove(key).map_or((), drop),
-            Kind::HttpRoute => self.routes.0.remove(key).map_or((), drop),
+            Kind::Route(route) => self.routes.entry(route).or_default().0.remove(key).map_or((), drop),
             Kind::AnalysisRun => self.analysis_runs.0.remove(key).map_or((), drop),
             Kind::AnalysisTemplate => self.analysis_templates.0.remove(key).map_or((), drop),
             Kind::ClusterAnalysisTemplate => self.cluster_analysis_templates.0.remove(key).map_or((), drop),
@@ -286,7 +311,7 @@ impl Shelves {
             Kind::ReplicaSet => self.replica_sets.keys(),
             Kind::Service => self.services.keys(),
             Kind::EndpointSlice => self.endpoint_slices.keys(),
-            Kind::HttpRoute => self.routes.keys(),
+            Kind::Route(route) => self.routes.get(&route).map(Shelf::keys).unwrap_or_default(),
             Kind::AnalysisRun => self.analysis_runs.keys(),
             Kind::AnalysisTemplate => self.analysis_templates.keys(),
             Kind::ClusterAnalysisTemplate => self.cluster_analysis_templates.keys(),
@@ -303,7 +328,7 @@ impl Shelves {
             Kind::ReplicaSet => self.replica_sets.0.get(key).map(|object| &object.identity),
             Kind::Service => self.services.0.get(key).map(|object| &object.identity),
             Kind::EndpointSlice => self.endpoint_slices.0.get(key).map(|object| &object.identity),
-            Kind::HttpRoute => self.routes.0.get(key).map(|object| &object.identity),
+            Kind::Route(route) => self.routes.get(&route)?.0.get(key).map(|object| &object.identity),
             Kind::AnalysisRun => self.analysis_runs.0.get(key).map(|object| &object.identity),
             Kind::AnalysisTemplate => self.analysis_templates.0.get(key).map(|object| &object.identity),
             Kind::ClusterAnalysisTemplate => self.cluster_analysis_templates.0.get(key).map(|object| &object.identity),
@@ -340,7 +365,7 @@ impl Shelves {
                 let spec = self.interventions.0.get(key).and_then(|word| word.spec.as_ref().ok());
                 spec.map(|spec| of(&spec.rollout)).into_iter().collect()
             }
-            Kind::Service | Kind::HttpRoute | Kind::AnalysisTemplate | Kind::ClusterAnalysisTemplate => {
+            Kind::Service | Kind::Route(_) | Kind::AnalysisTemplate | Kind::ClusterAnalysisTemplate => {
                 referred(kind, key)
             }
             // Rare, and a Rollout names its providers only through its templates: look at all that judge.
@@ -376,7 +401,7 @@ impl Shelves {
             list.push((Kind::Service, within(service)));
         }
         for route in &named.routes {
-            list.push((Kind::HttpRoute, within(route)));
+            list.push((Kind::Route(route.kind), within(&route.name)));
         }
         for template in &named.analysis_templates {
             list.push(if template.cluster_scope {
@@ -417,7 +442,7 @@ fn spec_of<Spec: serde::de::DeserializeOwned>(object: &DynamicObject) -> SpecObj
 
 /// Only one Rollout at a time may steer one of these.
 fn is_claimed(kind: Kind) -> bool {
-    matches!(kind, Kind::Service | Kind::HttpRoute)
+    matches!(kind, Kind::Service | Kind::Route(_))
 }
 
 /// Resource versions are opaque by contract; where both are numbers (every API server with etcd) they grow,
@@ -461,7 +486,7 @@ mod tests {
         let web = Key::new("shop", "web");
         assert_eq!(index.apply(Kind::Rollout, &rollout("web", "2026-01-01T00:00:00Z", 5)), [web.clone()].into());
         for (kind, name) in
-            [(Kind::Service, "web-stable"), (Kind::HttpRoute, "web"), (Kind::AnalysisTemplate, "errors")]
+            [(Kind::Service, "web-stable"), (Kind::Route(RouteKind::Http), "web"), (Kind::AnalysisTemplate, "errors")]
         {
             assert_eq!(index.apply(kind, &named(kind.name(), name, 6)), [web.clone()].into(), "{name}");
             assert!(index.apply(kind, &named(kind.name(), "another", 6)).is_empty());

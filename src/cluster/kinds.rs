@@ -2,7 +2,7 @@
 
 use kube::core::ApiResource;
 
-use crate::api::{GROUP, VERSION, names};
+use crate::api::{GROUP, ROUTE_GROUP, RouteKind, VERSION, names};
 
 /// A kind the operator watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,8 +15,8 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io` EndpointSlice.
     EndpointSlice,
-    /// Gateway API HTTPRoute.
-    HttpRoute,
+    /// A Gateway API route.
+    Route(RouteKind),
     /// `sluice.dev` AnalysisRun.
     AnalysisRun,
     /// `sluice.dev` AnalysisTemplate.
@@ -35,12 +35,15 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Rollout,
         Self::ReplicaSet,
         Self::Service,
         Self::EndpointSlice,
-        Self::HttpRoute,
+        Self::Route(RouteKind::Http),
+        Self::Route(RouteKind::Grpc),
+        Self::Route(RouteKind::Tls),
+        Self::Route(RouteKind::Tcp),
         Self::AnalysisRun,
         Self::AnalysisTemplate,
         Self::ClusterAnalysisTemplate,
@@ -62,7 +65,7 @@ impl Kind {
 
     /// A cluster may do without it, and the operator with it.
     pub fn is_optional(self) -> bool {
-        self == Self::HttpRoute
+        matches!(self, Self::Route(_))
     }
 
     /// What to ask the API server for, so that foreign objects never reach our memory.
@@ -73,7 +76,7 @@ impl Kind {
         }
     }
 
-    /// Where it is served.
+    /// Where it is served, in its newest version.
     pub fn resource(self) -> ApiResource {
         let (group, version, kind, plural) = self.parts();
         ApiResource {
@@ -85,13 +88,30 @@ impl Kind {
         }
     }
 
+    /// Where a cluster may serve it, newest version first.
+    pub fn resources(self) -> Vec<ApiResource> {
+        let newest = self.resource();
+        let older = match self {
+            // Stable since Gateway API 1.6; a cluster with an older one, or with its experimental channel, has these.
+            Self::Route(RouteKind::Tls | RouteKind::Tcp) => &["v1alpha3", "v1alpha2"][..],
+            _ => &[],
+        };
+        let at = |version: &&str| ApiResource {
+            version: (*version).to_owned(),
+            api_version: format!("{}/{version}", newest.group),
+            ..newest.clone()
+        };
+        let older: Vec<ApiResource> = older.iter().map(at).collect();
+        std::iter::once(newest).chain(older).collect()
+    }
+
     fn parts(self) -> (&'static str, &'static str, &'static str, &'static str) {
         match self {
             Self::Rollout => (GROUP, VERSION, "Rollout", "rollouts"),
             Self::ReplicaSet => ("apps", "v1", "ReplicaSet", "replicasets"),
             Self::Service => ("", "v1", "Service", "services"),
             Self::EndpointSlice => ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
-            Self::HttpRoute => ("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes"),
+            Self::Route(kind) => (ROUTE_GROUP, "v1", kind.name(), kind.plural()),
             Self::AnalysisRun => (GROUP, VERSION, "AnalysisRun", "analysisruns"),
             Self::AnalysisTemplate => (GROUP, VERSION, "AnalysisTemplate", "analysistemplates"),
             Self::ClusterAnalysisTemplate => (GROUP, VERSION, "ClusterAnalysisTemplate", "clusteranalysistemplates"),

@@ -11,13 +11,13 @@ use super::kinds::Kind;
 use super::objects::{Key, RolloutObject, Undecodable};
 use crate::analysis::resolve::{self, Ending, Template};
 use crate::api::{
-    AnalysisReference, AnalysisTemplateSpec, InterventionAction, InterventionStatus, Metric, ProviderKind, References,
-    RolloutSpec, RolloutStatus, names,
+    AnalysisReference, AnalysisTemplateSpec, CanaryStrategy, InterventionAction, InterventionStatus, Metric,
+    ProviderKind, References, RolloutSpec, RolloutStatus, RouteKey, names,
 };
 use crate::engine::{
     AnalysisState, InterventionState, LedgerState, Problem, RevisionState, RouteState, ServiceState, Snapshot,
 };
-use crate::traffic::http_route;
+use crate::traffic::gateway_api;
 
 /// A Rollout as seen, or what makes it unreadable.
 pub type Observation = Result<Snapshot, Undecodable>;
@@ -40,7 +40,7 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         });
     }
     let services = observe_services(index, rollout, &spec, &named, &mut problems);
-    let routes = observe_routes(index, &key, &named, &mut problems);
+    let routes = observe_routes(index, &key, &spec, &named, &mut problems);
     let revisions = observe_revisions(index, rollout);
     problems.extend(analysis_problems(index, rollout, &spec));
     Ok(Snapshot {
@@ -155,35 +155,40 @@ fn observe_services(
 fn observe_routes(
     index: &Index,
     key: &Key,
+    spec: &RolloutSpec,
     named: &References,
     problems: &mut Vec<Problem>,
-) -> BTreeMap<String, RouteState> {
+) -> BTreeMap<RouteKey, RouteState> {
     let mut routes = BTreeMap::new();
     let (Some(stable), Some(canary)) = (&named.stable_service, &named.canary_service) else {
         return routes;
     };
-    for (number, name) in named.routes.iter().enumerate() {
-        let field = Some(format!("spec.strategy.canary.trafficRouting.gatewayAPI.httpRoutes[{number}].name"));
-        let route_key = Key::new(key.namespace.clone(), name.clone());
-        let Some(route) = index.route(&route_key) else {
-            problems.push(Problem {
-                reason: "RouteNotFound".to_owned(),
-                message: format!("HTTPRoute {route_key} does not exist; create it, or mend the name"),
-                field,
-            });
+    for (field, route) in spec.strategy.canary.iter().flat_map(CanaryStrategy::routes) {
+        let field = Some(field);
+        let kind = Kind::Route(route.kind);
+        let kind_name = route.kind.name();
+        let route_key = Key::new(key.namespace.clone(), route.name.clone());
+        let Some(seen) = index.route(route.kind, &route_key) else {
+            let (reason, message) = if index.is_absent(kind) {
+                let cure = "install its CustomResourceDefinition of the Gateway API, or name a route of another kind";
+                ("RouteKindNotServed", format!("{kind_name} {route_key}: this cluster has no {kind_name}; {cure}"))
+            } else {
+                ("RouteNotFound", format!("{kind_name} {route_key} does not exist; create it, or mend the name"))
+            };
+            problems.push(Problem { reason: reason.to_owned(), field, message });
             continue;
         };
-        if let Some(claimant) = index.claimants(Kind::HttpRoute, &route_key).first().filter(|first| **first != *key) {
+        if let Some(claimant) = index.claimants(kind, &route_key).first().filter(|first| **first != *key) {
             problems.push(Problem {
                 reason: "RouteClaimed".to_owned(),
-                message: format!("HTTPRoute {route_key} is already steered by Rollout {claimant}"),
+                message: format!("{kind_name} {route_key} is already steered by Rollout {claimant}"),
                 field,
             });
             continue;
         }
-        match http_route::read(&route.value, &key.namespace, stable, canary) {
+        match gateway_api::read(&seen.value, &key.namespace, stable, canary) {
             Ok(state) => {
-                routes.insert(name.clone(), state);
+                routes.insert(route, state);
             }
             Err(problem) => {
                 problems.push(Problem { reason: "RouteNotSteerable".to_owned(), message: problem.to_string(), field })
@@ -380,7 +385,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::api::{PodTemplate, Release, ReleaseState, SourceHistory, TransitionEvent};
+    use crate::api::{PodTemplate, Release, ReleaseState, RouteKind, SourceHistory, TransitionEvent};
     use crate::engine::Turn;
     use crate::engine::decide::decide;
 
@@ -432,7 +437,7 @@ mod tests {
         put(&index, Kind::Rollout, rollout("web", "2026-01-01T00:00:00Z"));
         put(&index, Kind::Service, service("web-stable", json!({"app": "web", "sluice.dev/revision": "abc"})));
         put(&index, Kind::Service, service("web-canary", json!({"app": "web"})));
-        put(&index, Kind::HttpRoute, route("web-canary"));
+        put(&index, Kind::Route(RouteKind::Http), route("web-canary"));
         put(&index, Kind::AnalysisTemplate, template("prom"));
         put(
             &index,
@@ -462,7 +467,7 @@ mod tests {
         assert_eq!(snapshot.problems, []);
         assert_eq!(snapshot.services["web-stable"].selects.as_deref(), Some("abc"));
         assert_eq!(snapshot.services["web-canary"].selects, None);
-        assert_eq!(snapshot.routes["web"].rules.len(), 1);
+        assert_eq!(snapshot.routes[&RouteKey::new(RouteKind::Http, "web")].rules.len(), 1);
     }
 
     #[test]
@@ -491,7 +496,7 @@ mod tests {
         assert!(message.contains("shop/web-canary"), "{message}");
 
         let index = whole();
-        index.remove(Kind::HttpRoute, &Key::new("shop", "web"), "route");
+        index.remove(Kind::Route(RouteKind::Http), &Key::new("shop", "web"), "route");
         let (reason, field, _) = problem(&index);
         assert_eq!(reason, "RouteNotFound");
         assert_eq!(field, "spec.strategy.canary.trafficRouting.gatewayAPI.httpRoutes[0].name");
@@ -512,7 +517,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_named_with_the_near_miss() {
         let index = whole();
-        put(&index, Kind::HttpRoute, {
+        put(&index, Kind::Route(RouteKind::Http), {
             let mut route = route("web-canray");
             route["metadata"]["resourceVersion"] = json!("2");
             route
@@ -602,7 +607,7 @@ mod tests {
         route["metadata"]["resourceVersion"] = json!("2");
         route["spec"]["rules"][0]["backendRefs"][0]["weight"] = json!(80);
         route["spec"]["rules"][0]["backendRefs"][1]["weight"] = json!(20);
-        put(&index, Kind::HttpRoute, route);
+        put(&index, Kind::Route(RouteKind::Http), route);
         (index, stable, canary)
     }
 

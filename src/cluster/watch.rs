@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, pin_mut};
-use kube::core::DynamicObject;
+use kube::core::{ApiResource, DynamicObject};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 
@@ -24,7 +24,15 @@ pub trait Observer: Send + Sync + 'static {
     fn failed(&self, kind: Kind, error: &watcher::Error);
 }
 
+/// How long until a kind that the API server does not serve is looked for again: at first, and in the end.
+const FIRST_LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LAST_LOOK_AGAIN: Duration = Duration::from_secs(30);
+
 /// Watches one kind for ever, in one namespace or in all. Never returns by itself; drop it to stop.
+///
+/// A kind that a cluster may do without is looked for in each of its versions, newest first, by listing it: what can
+/// be listed can be steered, and no other right is needed. When none is served, or the one that was is no more, it
+/// is looked for again, so that a CustomResourceDefinition may come, go and be upgraded at any time.
 pub async fn watch(
     client: Client,
     index: Arc<Index>,
@@ -32,55 +40,98 @@ pub async fn watch(
     namespace: Option<String>,
     observer: Arc<dyn Observer>,
 ) {
-    let resource = kind.resource();
-    let api: Api<DynamicObject> = match &namespace {
-        Some(namespace) if !kind.is_cluster_scoped() => Api::namespaced_with(client, namespace, &resource),
-        _ => Api::all_with(client, &resource),
-    };
-    // A dead peer is noticed after this time and five seconds more.
-    let mut config = watcher::Config::default().timeout(120);
-    if let Some(labels) = kind.label_selector() {
-        config = config.labels(labels);
+    let watch = Watch { client, index, kind, namespace, observer };
+    let mut pause = FIRST_LOOK_AGAIN;
+    loop {
+        for resource in kind.resources() {
+            if watch.follow(&resource).await {
+                pause = FIRST_LOOK_AGAIN;
+            }
+        }
+        watch.absent();
+        tokio::time::sleep(pause).await;
+        pause = pause.saturating_mul(2).min(LAST_LOOK_AGAIN);
     }
-    let stream = watcher(api, config).default_backoff();
-    pin_mut!(stream);
-    let mut listed = BTreeSet::new();
-    let mut complained: Option<Instant> = None;
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(watcher::Event::Init) => listed.clear(),
-            Ok(watcher::Event::InitApply(object)) => {
-                let key = key_of(&object);
-                let rollouts = index.apply(kind, &object);
-                observer.changed(kind, &key, rollouts);
-                listed.insert(key);
+}
+
+struct Watch {
+    client: Client,
+    index: Arc<Index>,
+    kind: Kind,
+    namespace: Option<String>,
+    observer: Arc<dyn Observer>,
+}
+
+impl Watch {
+    /// Watches one version of the kind until the API server does not serve it. Says whether it ever did.
+    async fn follow(&self, resource: &ApiResource) -> bool {
+        let Self { index, kind, observer, .. } = self;
+        let (kind, namespace) = (*kind, self.namespace.as_deref());
+        let api: Api<DynamicObject> = match namespace {
+            Some(namespace) if !kind.is_cluster_scoped() => {
+                Api::namespaced_with(self.client.clone(), namespace, resource)
             }
-            Ok(watcher::Event::InitDone) => {
-                let gone = index.retain(kind, namespace.as_deref(), &listed);
-                if !gone.is_empty() {
-                    observer.changed(kind, &Key::new("", ""), gone);
+            _ => Api::all_with(self.client.clone(), resource),
+        };
+        // A dead peer is noticed after this time and five seconds more.
+        let mut config = watcher::Config::default().timeout(120);
+        if let Some(labels) = kind.label_selector() {
+            config = config.labels(labels);
+        }
+        let stream = watcher(api, config).default_backoff();
+        pin_mut!(stream);
+        let mut listed = BTreeSet::new();
+        let mut was_served = false;
+        let mut complained: Option<Instant> = None;
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(watcher::Event::Init) => listed.clear(),
+                Ok(watcher::Event::InitApply(object)) => {
+                    let key = key_of(&object);
+                    let rollouts = index.apply(kind, &object);
+                    observer.changed(kind, &key, rollouts);
+                    listed.insert(key);
                 }
-                listed.clear();
-                observer.listed(kind, namespace.as_deref());
-            }
-            Ok(watcher::Event::Apply(object)) => {
-                let rollouts = index.apply(kind, &object);
-                observer.changed(kind, &key_of(&object), rollouts);
-            }
-            Ok(watcher::Event::Delete(object)) => {
-                let key = key_of(&object);
-                let rollouts = index.remove(kind, &key, object.metadata.uid.as_deref().unwrap_or_default());
-                observer.changed(kind, &key, rollouts);
-            }
-            Err(error) => {
-                if kind.is_optional() && is_not_served(&error) {
-                    observer.listed(kind, namespace.as_deref());
-                } else if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(30)) {
-                    tracing::warn!(kind = kind.name(), %error, "a watch failed and is taken up again");
-                    complained = Some(Instant::now());
+                Ok(watcher::Event::InitDone) => {
+                    was_served = true;
+                    self.tell(index.set_served(kind, Some(resource.clone())));
+                    self.tell(index.retain(kind, namespace, &listed));
+                    listed.clear();
+                    observer.listed(kind, namespace);
                 }
-                observer.failed(kind, &error);
+                Ok(watcher::Event::Apply(object)) => {
+                    let rollouts = index.apply(kind, &object);
+                    observer.changed(kind, &key_of(&object), rollouts);
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    let key = key_of(&object);
+                    let rollouts = index.remove(kind, &key, object.metadata.uid.as_deref().unwrap_or_default());
+                    observer.changed(kind, &key, rollouts);
+                }
+                Err(error) if kind.is_optional() && is_not_served(&error) => break,
+                Err(error) => {
+                    if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(30)) {
+                        tracing::warn!(kind = kind.name(), %error, "a watch failed and is taken up again");
+                        complained = Some(Instant::now());
+                    }
+                    observer.failed(kind, &error);
+                }
             }
+        }
+        was_served
+    }
+
+    /// No version of the kind is served. Objects that were seen are kept: an API server that starts may not yet know
+    /// its kinds.
+    fn absent(&self) {
+        self.tell(self.index.set_served(self.kind, None));
+        self.observer.listed(self.kind, self.namespace.as_deref());
+    }
+
+    /// Rollouts are concerned, by no one object.
+    fn tell(&self, rollouts: BTreeSet<Key>) {
+        if !rollouts.is_empty() {
+            self.observer.changed(self.kind, &Key::new("", ""), rollouts);
         }
     }
 }
@@ -92,7 +143,8 @@ fn key_of(object: &DynamicObject) -> Key {
 fn is_not_served(error: &watcher::Error) -> bool {
     match error {
         // By the code: the body is plain text, and then the library's own question about the reason says no.
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) => status.code == 404,
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
         _ => false,
     }
 }

@@ -219,7 +219,7 @@ impl Writer {
     }
 
     fn api(&self, kind: Kind, key: &Key) -> Api<DynamicObject> {
-        let resource = kind.resource();
+        let resource = self.index.resource(kind);
         if kind.is_cluster_scoped() {
             Api::all_with(self.client.clone(), &resource)
         } else {

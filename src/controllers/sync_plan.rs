@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde_json::{Map, Value};
 
 use super::manifests::{self, Manifest, ObjectId, group_of};
-use crate::api::{GROUP, InventoryEntry, SourceHistory, names};
+use crate::api::{GROUP, InventoryEntry, ROUTE_GROUP, RouteKind, SourceHistory, names};
 use crate::cluster::apply::Live;
 
 /// What is known of an object in the cluster.
@@ -327,16 +327,17 @@ impl Steered {
 
 /// Whether [`carry_over`] may have something to do for a manifest.
 pub fn may_carry(manifest: &Manifest) -> bool {
-    matches!(
-        (group_of(&manifest.api_version), manifest.kind.as_str()),
-        ("gateway.networking.k8s.io", "HTTPRoute") | ("", "Service") | (GROUP, "Rollout")
-    )
+    match (group_of(&manifest.api_version), manifest.kind.as_str()) {
+        ("", "Service") | (GROUP, "Rollout") => true,
+        (ROUTE_GROUP, kind) => RouteKind::named(kind).is_some(),
+        _ => false,
+    }
 }
 
 /// Puts into `desired` what belongs to others than git, as it is in the live object, and says whether there was
 /// any: then the apply rests on this very version.
 ///
-/// - An HTTPRoute: the weights between the Services of a Rollout.
+/// - A route of the Gateway API: the weights between the Services of a Rollout.
 /// - A Service of a Rollout: the revision it selects. A selector is one value to the API server, so an apply without the
 ///   revision would send traffic to all versions at once.
 /// - A Rollout whose replicas have left git: the API server takes a field away when the one manager that
@@ -345,8 +346,8 @@ pub fn carry_over(live: &Value, desired: &mut Value, steered: &Steered) -> bool 
     let text = |field: &str| desired.get(field).and_then(Value::as_str).unwrap_or_default();
     let (group, kind) = (group_of(text("apiVersion")).to_owned(), text("kind").to_owned());
     match (group.as_str(), kind.as_str()) {
-        ("gateway.networking.k8s.io", "HTTPRoute") => {
-            crate::traffic::http_route::carry_weights(live, desired, &steered.pairs);
+        (ROUTE_GROUP, kind) if RouteKind::named(kind).is_some() => {
+            crate::traffic::gateway_api::carry_weights(live, desired, &steered.pairs);
             true
         }
         ("", "Service") => {

@@ -395,8 +395,8 @@ impl View<'_> {
         let message = trouble.map_or_else(
             || format!("the routes do not yet all say {percent} %"),
             |(name, route)| match &route.trouble {
-                Some(trouble) => format!("HTTPRoute {name} is not accepted: {trouble}"),
-                None => format!("HTTPRoute {name} is not accepted yet"),
+                Some(trouble) => format!("{name} is not accepted: {trouble}"),
+                None => format!("{name} is not accepted yet"),
             },
         );
         hold(WaitOn::Route, None, message)

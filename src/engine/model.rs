@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::api::{
     AnalysisPhase, AnalysisReference, Conditions, Granularity, InterventionAction, OnAuditUnavailable, PodTemplate,
-    RolloutSpec, RolloutStatus, SourceHistory, weight,
+    RolloutSpec, RolloutStatus, RouteKey, SourceHistory, weight,
 };
 
 /// Everything one decision may depend on, as last observed.
@@ -31,8 +31,8 @@ pub struct Snapshot {
     pub revisions: BTreeMap<String, RevisionState>,
     /// The Services the strategy names, by name; one that does not exist is absent.
     pub services: BTreeMap<String, ServiceState>,
-    /// The routes the strategy names, by name; one that does not exist is absent.
-    pub routes: BTreeMap<String, RouteState>,
+    /// The routes the strategy names; one that does not exist is absent.
+    pub routes: BTreeMap<RouteKey, RouteState>,
     /// The AnalysisRuns of this Rollout, by name.
     pub analyses: BTreeMap<String, AnalysisState>,
     /// Interventions for this Rollout that are not yet in `status.taken_interventions`, oldest first.
@@ -303,7 +303,7 @@ pub enum Effect {
     /// Give the canary this share of every steered rule of a route.
     SetWeight {
         /// The route.
-        route: String,
+        route: RouteKey,
         /// In percent.
         percent: i32,
     },

@@ -154,10 +154,10 @@ pub fn plan(spec: &RolloutSpec) -> Result<Plan, Vec<Problem>> {
 fn services_and_routes(canary: &CanaryStrategy, problems: &mut Vec<Problem>) {
     const ROOT: &str = "spec.strategy.canary";
     if canary.traffic_routing.is_none() {
-        let cure = "a canary without a router is not served yet; name gatewayAPI.httpRoutes";
+        let cure = "a canary without a router is not served yet; name a route in gatewayAPI";
         problems.push(unsupported(&format!("{ROOT}.trafficRouting"), cure));
-    } else if canary.http_routes().next().is_none() {
-        problems.push(invalid(&format!("{ROOT}.trafficRouting.gatewayAPI.httpRoutes"), "name at least one route"));
+    } else if canary.routes().next().is_none() {
+        problems.push(invalid(&format!("{ROOT}.trafficRouting.gatewayAPI"), "name at least one route"));
     }
     for (field, service) in [("stableService", &canary.stable_service), ("canaryService", &canary.canary_service)] {
         if service.as_deref().is_none_or(str::is_empty) {
@@ -168,10 +168,10 @@ fn services_and_routes(canary: &CanaryStrategy, problems: &mut Vec<Problem>) {
         problems.push(invalid(&format!("{ROOT}.canaryService"), "must differ from stableService"));
     }
     let mut seen = std::collections::BTreeSet::new();
-    for (index, route) in canary.http_routes().enumerate() {
+    for (field, route) in canary.routes() {
+        let twice = format!("{route} is named twice");
         if !seen.insert(route) {
-            let field = format!("{ROOT}.trafficRouting.gatewayAPI.httpRoutes[{index}].name");
-            problems.push(invalid(&field, &format!("{route} is named twice")));
+            problems.push(invalid(&field, &twice));
         }
     }
     let steps = i32::try_from(canary.steps.len()).unwrap_or(i32::MAX);

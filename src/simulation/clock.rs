@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::objects::{AfterHold, AnalysisRun, Answer, Pod, Write, Written};
 use super::world::World;
-use crate::api::{AnalysisPhase, ReleaseState, RolloutSpec, RolloutStatus};
+use crate::api::{AnalysisPhase, ReleaseState, RolloutSpec, RolloutStatus, RouteKey};
 use crate::engine::InterventionState;
 
 impl World {
@@ -185,7 +185,7 @@ impl World {
     }
 
     /// Somebody writes weights into a route by hand.
-    pub fn edit_weights(&mut self, name: &str, stable: i32, canary: i32) {
+    pub fn edit_weights(&mut self, name: &RouteKey, stable: i32, canary: i32) {
         let accept_at = self.now + self.knobs.accept_delay;
         if let Some(route) = self.routes.get_mut(name) {
             for rule in &mut route.rules {

@@ -203,7 +203,7 @@ impl Run {
             let accepted = before.routes.get(name).is_some_and(|route| route.accepted);
             if route.accepted && !accepted {
                 let share = route.rules.first().map_or(0, |rule| rule.share());
-                self.note(format!("HTTPRoute {name} is accepted with {share} % for the canary"));
+                self.note(format!("{name} is accepted with {share} % for the canary"));
             }
         }
         for (name, run) in &after.analyses {

@@ -2,7 +2,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 
 use super::*;
-use crate::api::{Phase, PodTemplate, RolloutSpec, TransitionEvent as Event};
+use crate::api::{Phase, PodTemplate, RolloutSpec, RouteKey, RouteKind, TransitionEvent as Event};
 use crate::engine::{InterventionState, WaitOn};
 
 mod audit;
@@ -54,8 +54,12 @@ fn events(world: &World) -> Vec<Event> {
     world.recorded.iter().map(|transition| transition.event).collect()
 }
 
+fn web_route() -> RouteKey {
+    RouteKey::new(RouteKind::Http, "web")
+}
+
 fn canary_share(world: &World) -> i32 {
-    world.routes["web"].rules[0].canary
+    world.routes[&web_route()].rules[0].canary
 }
 
 #[test]
@@ -256,8 +260,8 @@ fn a_rehearsal_with_slow_pods_and_approvals_is_promoted() {
 fn an_effect_on_a_state_that_has_changed_is_refused() {
     let mut world = deployed(spec("i:1", json!({})));
     let versions = world.versions();
-    world.edit_weights("web", 50, 50);
-    let effect = crate::engine::Effect::SetWeight { route: "web".to_owned(), percent: 0 };
+    world.edit_weights(&web_route(), 50, 50);
+    let effect = crate::engine::Effect::SetWeight { route: web_route(), percent: 0 };
     assert!(matches!(world.perform_on(&effect, &versions), Err(Conflict::Changed { kind: "HTTPRoute", .. })));
     assert_eq!(canary_share(&world), 50);
     // And the engine puts it right.
@@ -381,7 +385,7 @@ fn a_drain_counts_again_after_somebody_wrote_weights_by_hand() {
         world.status.phase == Phase::Promoting && world.now > world.status.seen.weight.as_ref().unwrap().since
     });
     let before = world.now;
-    world.edit_weights("web", 50, 50);
+    world.edit_weights(&web_route(), 50, 50);
     let stable = template("i:2").revision();
     until(&mut world, |world| world.services["web-stable"].selects.as_ref() == Some(&stable));
     assert!(world.now >= before + TimeDelta::seconds(10), "selected at {}, by hand at {before}", world.now);
@@ -405,7 +409,7 @@ fn an_abort_in_the_middle_of_promoting_comes_back() {
 #[test]
 fn a_route_that_shares_its_rule_tells_every_percentage() {
     let mut world = deployed(spec("i:1", json!({"steps": [{"setWeight": 5}]})));
-    world.routes.get_mut("web").unwrap().rules[0] = crate::engine::RuleState { base: 90, stable: 90, canary: 0 };
+    world.routes.get_mut(&web_route()).unwrap().rules[0] = crate::engine::RuleState { base: 90, stable: 90, canary: 0 };
     world.edit_spec(|spec| spec.template = template("i:2"));
     world.run(TimeDelta::hours(1));
     assert_eq!(world.status.stable_revision, Some(template("i:2").revision()), "{}", world.status.message);

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::objects::{AnalysisRun, Conflict, Knobs, Pod, ReplicaSet, Route, Script, Service, Versions, Write, Written};
 use crate::api::{
-    AnalysisPhase, OnAuditUnavailable, PodTemplate, RolloutSpec, RolloutStatus, SourceHistory, Transition,
+    AnalysisPhase, OnAuditUnavailable, PodTemplate, RolloutSpec, RolloutStatus, RouteKey, SourceHistory, Transition,
     TransitionEvent, weight,
 };
 use crate::engine::{
@@ -17,7 +17,6 @@ use crate::engine::{
 /// The kinds of objects that have versions.
 const REPLICA_SET: &str = "ReplicaSet";
 const SERVICE: &str = "Service";
-const ROUTE: &str = "HTTPRoute";
 const ANALYSIS: &str = "AnalysisRun";
 const ROLLOUT: &str = "Rollout";
 
@@ -36,8 +35,8 @@ pub struct World {
     pub replica_sets: BTreeMap<String, ReplicaSet>,
     /// The Services by name.
     pub services: BTreeMap<String, Service>,
-    /// The routes by name.
-    pub routes: BTreeMap<String, Route>,
+    /// The routes.
+    pub routes: BTreeMap<RouteKey, Route>,
     /// The AnalysisRuns by name.
     pub analyses: BTreeMap<String, AnalysisRun>,
     /// Interventions not yet taken, oldest first.
@@ -236,7 +235,7 @@ impl World {
     pub fn versions(&self) -> Versions {
         let sets = self.replica_sets.iter().map(|(name, set)| ((REPLICA_SET, name.clone()), set.version));
         let services = self.services.iter().map(|(name, service)| ((SERVICE, name.clone()), service.version));
-        let routes = self.routes.iter().map(|(name, route)| ((ROUTE, name.clone()), route.version));
+        let routes = self.routes.iter().map(|(name, route)| ((name.kind.name(), name.name.clone()), route.version));
         let runs = self.analyses.iter().map(|(name, run)| ((ANALYSIS, name.clone()), run.version));
         Versions { of: sets.chain(services).chain(routes).chain(runs).collect(), status: self.status_version }
     }
@@ -287,8 +286,8 @@ impl World {
                 state.version += 1;
             }
             Effect::SetWeight { route, percent } => {
-                let state = self.routes.get_mut(route).ok_or_else(|| missing(ROUTE, route))?;
-                check(ROUTE, route, state.version)?;
+                let state = self.routes.get_mut(route).ok_or_else(|| missing(route.kind.name(), &route.name))?;
+                check(route.kind.name(), &route.name, state.version)?;
                 for rule in &mut state.rules {
                     (rule.stable, rule.canary) = weight::split(rule.base, *percent);
                 }

@@ -3,7 +3,7 @@
 //! Objects are JSON, not types of our own: a field newer than our bindings must survive a write, and every
 //! byte that is not a weight is somebody else's.
 
-pub mod http_route;
+pub mod gateway_api;
 
 use crate::engine::Problem;
 
@@ -11,9 +11,9 @@ use crate::engine::Problem;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteProblem {
     /// No rule holds both Services.
-    #[error("HTTPRoute \"{route}\" has no rule with both \"{stable}\" and \"{canary}\" as backends: {detail}")]
+    #[error("{route} has no rule with both \"{stable}\" and \"{canary}\" as backends: {detail}")]
     NoPair {
-        /// The route.
+        /// The route, as `GRPCRoute "web"`.
         route: String,
         /// The stable Service.
         stable: String,
@@ -23,9 +23,9 @@ pub enum RouteProblem {
         detail: String,
     },
     /// A rule names one of the two more than once, so that it is unclear which weight is meant.
-    #[error("HTTPRoute \"{route}\", {rule} names \"{service}\" {times} times: name it once in a rule")]
+    #[error("{route}, {rule} names \"{service}\" {times} times: name it once in a rule")]
     Twice {
-        /// The route.
+        /// The route, as `GRPCRoute "web"`.
         route: String,
         /// The rule, as people count.
         rule: String,
@@ -35,9 +35,9 @@ pub enum RouteProblem {
         times: usize,
     },
     /// A weight that is not a whole number from 0 to 1,000,000.
-    #[error("HTTPRoute \"{route}\", {rule} gives \"{service}\" a weight that is not a whole number from 0 to 1000000")]
+    #[error("{route}, {rule} gives \"{service}\" a weight that is not a whole number from 0 to 1000000")]
     Weight {
-        /// The route.
+        /// The route, as `GRPCRoute "web"`.
         route: String,
         /// The rule, as people count.
         rule: String,
@@ -51,9 +51,9 @@ pub enum RouteProblem {
         service: String,
     },
     /// Without a version there is no precondition, and without a precondition no write.
-    #[error("HTTPRoute \"{route}\" has no metadata.resourceVersion: it was not read from an API server")]
+    #[error("{route} has no metadata.resourceVersion: it was not read from an API server")]
     NoVersion {
-        /// The route.
+        /// The route, as `GRPCRoute "web"`.
         route: String,
     },
 }

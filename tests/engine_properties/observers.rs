@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sluice::api::{InterventionAction, ReleaseState, RolloutStatus, Transition, TransitionEvent};
+use sluice::api::{InterventionAction, ReleaseState, RolloutStatus, RouteKey, Transition, TransitionEvent};
 use sluice::engine::plan::plan;
 use sluice::engine::{Effect, RuleState, Wait, WaitOn};
 use sluice::simulation::{Route, World};
@@ -13,7 +13,7 @@ use sluice::simulation::{Route, World};
 pub struct Observers {
     pub violations: Vec<String>,
     /// The weights that the gateway last accepted, by route.
-    live: BTreeMap<String, Vec<RuleState>>,
+    live: BTreeMap<RouteKey, Vec<RuleState>>,
     /// When each revision last was in reach of traffic.
     last_traffic: BTreeMap<String, DateTime<Utc>>,
     /// When each side last was in reach of traffic: stable, canary.
@@ -133,7 +133,7 @@ impl Observers {
         self.look(after);
     }
 
-    fn weight(&mut self, before: &World, route: &str, percent: i32, after: &World) {
+    fn weight(&mut self, before: &World, route: &RouteKey, percent: i32, after: &World) {
         let replicas = before.spec.replicas();
         let (old, new) = (&before.routes[route].rules, &after.routes[route].rules);
         if !(0..=100).contains(&percent) {

@@ -108,7 +108,7 @@ seccompProfile: {type: RuntimeDefault}
   verbs: [get, list, watch]
 # The weights.
 - apiGroups: [gateway.networking.k8s.io]
-  resources: [httproutes]
+  resources: [httproutes, grpcroutes, tlsroutes, tcproutes]
   verbs: [get, list, watch, patch]
 # One event for each transition.
 - apiGroups: [events.k8s.io]

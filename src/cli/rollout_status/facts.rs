@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use crate::api::{Phase, Release, ReleaseState, RolloutStatus};
+use crate::api::{Phase, Release, ReleaseState, RolloutStatus, RouteKind};
 use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
 use crate::cluster::objects::{AnalysisRunObject, Key, RolloutObject};
@@ -48,12 +48,15 @@ pub struct Facts {
 }
 
 /// What the engine's answer depends on; templates and providers do not matter to a release that runs.
-pub const NEEDED: [Kind; 7] = [
+pub const NEEDED: [Kind; 10] = [
     Kind::Rollout,
     Kind::ReplicaSet,
     Kind::Service,
     Kind::EndpointSlice,
-    Kind::HttpRoute,
+    Kind::Route(RouteKind::Http),
+    Kind::Route(RouteKind::Grpc),
+    Kind::Route(RouteKind::Tls),
+    Kind::Route(RouteKind::Tcp),
     Kind::AnalysisRun,
     Kind::Intervention,
 ];
@@ -73,6 +76,13 @@ impl Facts {
             snapshot.problems.clear();
             snapshot
         });
+        // Routes of a kind that the Rollout does not name tell nothing of it.
+        let named: Vec<RouteKind> = match &rollout.spec {
+            Ok(spec) => spec.references().routes.into_iter().map(|route| route.kind).collect(),
+            Err(_) => Vec::new(),
+        };
+        let matters = |gap: &&Gap| !matches!(gap.kind, Kind::Route(kind) if !named.contains(&kind));
+        let gaps: Vec<Gap> = gaps.iter().filter(matters).cloned().collect();
         let foreseeable = gaps.is_empty() && status.phase != Phase::Stalled;
         let asked = snapshot.as_ref().filter(|_| foreseeable);
         Some(Self {
@@ -85,7 +95,7 @@ impl Facts {
             runs: index.analysis_runs_of(key),
             rollout,
             status,
-            gaps: gaps.to_vec(),
+            gaps,
         })
     }
 

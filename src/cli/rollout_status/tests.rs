@@ -9,7 +9,7 @@ use super::render::{self, Columns};
 use super::until::{Until, Watchman};
 use super::verbs::{Verb, word};
 use super::view::View;
-use crate::api::{InterventionAction, PodTemplate, names};
+use crate::api::{InterventionAction, PodTemplate, RouteKind, names};
 use crate::cli::Exit;
 use crate::cli::terminal::{Line, Terminal};
 use crate::cluster::index::Index;
@@ -138,7 +138,7 @@ impl World {
                        "endpoints": endpoints}),
             );
         }
-        put(Kind::HttpRoute, self.route());
+        put(Kind::Route(RouteKind::Http), self.route());
         for run in &self.runs {
             put(Kind::AnalysisRun, run.clone());
         }

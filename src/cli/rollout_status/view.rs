@@ -499,7 +499,7 @@ pub fn describe(effect: &Effect, rollout: &str) -> String {
             format!("delete ReplicaSet {}", names::replica_set(rollout, revision))
         }
         Effect::SelectRevision { service, revision } => format!("let Service {service} select revision {revision}"),
-        Effect::SetWeight { route, percent } => format!("set the canary's weight in route {route} to {percent} %"),
+        Effect::SetWeight { route, percent } => format!("set the canary's weight in {route} to {percent} %"),
         Effect::StartAnalysis { name, .. } => format!("start AnalysisRun {name}"),
         Effect::EndAnalysis { name } => format!("end AnalysisRun {name}"),
     }

@@ -6,7 +6,7 @@
 use regex::Regex;
 use serde_json::Value;
 
-use crate::api::{Duration, names};
+use crate::api::{Duration, RouteKind, names};
 
 /// Whether a value keeps a rule; `None` when the rule has no twin.
 ///
@@ -67,9 +67,13 @@ const TWINS: &[(&str, Twin)] = &[
             usize::try_from(start).is_ok_and(|start| start <= steps)
         },
     ),
-    ("has(self.httpRoutes) && self.httpRoutes.size() > 0", |routing| {
-        size(routing.get("httpRoutes")).is_some_and(|routes| routes > 0)
-    }),
+    (
+        "[has(self.httpRoutes) && self.httpRoutes.size() > 0, has(self.grpcRoutes) && self.grpcRoutes.size() > 0, has(self.tlsRoutes) && self.tlsRoutes.size() > 0, has(self.tcpRoutes) && self.tcpRoutes.size() > 0].exists(given, given)",
+        |routing| {
+            let lists = RouteKind::ALL.map(|kind| size(routing.get(kind.field())).unwrap_or_default());
+            lists.into_iter().any(|routes| routes > 0)
+        },
+    ),
     ("[has(self.setWeight), has(self.pause), has(self.analysis)].filter(given, given).size() == 1", |step| {
         ["setWeight", "pause", "analysis"].iter().filter(|verb| has(step, verb)).count() == 1
     }),

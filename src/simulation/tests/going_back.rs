@@ -28,7 +28,7 @@ const MOMENTS: [Moment; 3] = [Moment::Share(20), Moment::Share(60), Moment::Prom
 
 fn at(world: &mut World, moment: Moment) {
     until(world, |world| match moment {
-        Moment::Share(share) => canary_share(world) == share && world.routes["web"].accept_at.is_none(),
+        Moment::Share(share) => canary_share(world) == share && world.routes[&web_route()].accept_at.is_none(),
         Moment::Promoting => world.in_flight().is_some_and(|release| release.state == ReleaseState::Promoting),
     });
 }

@@ -1,4 +1,7 @@
-//! A Gateway API HTTPRoute, edited in place: only the weights of two backends, in every rule that holds both.
+//! A Gateway API route, edited in place: only the weights of two backends, in every rule that holds both.
+//!
+//! HTTPRoute, GRPCRoute, TLSRoute and TCPRoute have the same `spec.rules[].backendRefs[]`, so one code serves all;
+//! what a rule matches is of interest only when a declaration is compared with the live object.
 //!
 //! `spec.rules` is an atomic list, so server-side apply cannot own one weight in it; a JSON Patch with `test`
 //! operations can change one and nothing else. Rules that do not hold both Services are never touched.
@@ -59,7 +62,7 @@ pub fn set_weight(
         return Ok(None);
     }
     let version = route.pointer("/metadata/resourceVersion").and_then(Value::as_str);
-    let version = version.ok_or_else(|| RouteProblem::NoVersion { route: name(route) })?;
+    let version = version.ok_or_else(|| RouteProblem::NoVersion { route: title(route) })?;
     writes.insert(0, json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}));
     Ok(Some(Value::Array(writes)))
 }
@@ -138,7 +141,7 @@ fn pairs(route: &Value, namespace: &str, stable: &str, canary: &str) -> Result<V
     }
     if found.is_empty() {
         return Err(RouteProblem::NoPair {
-            route: name(route),
+            route: title(route),
             stable: stable.into(),
             canary: canary.into(),
             detail: near_miss(route, namespace, stable, canary),
@@ -172,7 +175,7 @@ fn pair(
     let read = |service: &str, indices: &[usize]| -> Result<Backend, RouteProblem> {
         let [index] = indices else {
             return Err(RouteProblem::Twice {
-                route: name(route),
+                route: title(route),
                 rule: label(route, rule),
                 service: service.into(),
                 times: indices.len(),
@@ -185,7 +188,7 @@ fn pair(
             Some(weight) => weight.as_i64().filter(|weight| (0..=MAX_WEIGHT).contains(weight)),
         };
         let weight = weight.and_then(|weight| i32::try_from(weight).ok()).ok_or_else(|| RouteProblem::Weight {
-            route: name(route),
+            route: title(route),
             rule: label(route, rule),
             service: service.into(),
         })?;
@@ -407,6 +410,10 @@ fn normal_matches(rule: &Value) -> Value {
             path.entry("type").or_insert_with(|| "PathPrefix".into());
             path.entry("value").or_insert_with(|| "/".into());
         }
+        // A GRPCRoute matches a method by service and name, an HTTPRoute by a word.
+        if let Some(method) = one.get_mut("method").and_then(Value::as_object_mut) {
+            method.entry("type").or_insert_with(|| "Exact".into());
+        }
         for key in ["headers", "queryParams"] {
             for item in one.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten() {
                 if let Some(item) = item.as_object_mut() {
@@ -434,8 +441,10 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn name(route: &Value) -> String {
-    route.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned()
+/// What messages call the route.
+fn title(route: &Value) -> String {
+    let name = route.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    format!("{} \"{name}\"", text(route, "kind"))
 }
 
 /// A rule as people count, with its name if it has one.
