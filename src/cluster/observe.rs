@@ -169,13 +169,22 @@ fn observe_routes(
         let kind_name = route.kind.name();
         let route_key = Key::new(key.namespace.clone(), route.name.clone());
         let Some(seen) = index.route(route.kind, &route_key) else {
-            let (reason, message) = if index.is_absent(kind) {
-                let cure = "install its CustomResourceDefinition of the Gateway API, or name a route of another kind";
-                ("RouteKindNotServed", format!("{kind_name} {route_key}: this cluster has no {kind_name}; {cure}"))
+            let cure = "install the Gateway API with it, or name a route of another kind";
+            problems.push(if index.is_absent(kind) {
+                Problem {
+                    reason: "RouteKindNotServed".to_owned(),
+                    message: format!(
+                        "this cluster does not serve {kind_name}, so {route_key} cannot be steered; {cure}"
+                    ),
+                    field,
+                }
             } else {
-                ("RouteNotFound", format!("{kind_name} {route_key} does not exist; create it, or mend the name"))
-            };
-            problems.push(Problem { reason: reason.to_owned(), field, message });
+                Problem {
+                    reason: "RouteNotFound".to_owned(),
+                    message: format!("{kind_name} {route_key} does not exist; create it, or mend the name"),
+                    field,
+                }
+            });
             continue;
         };
         if let Some(claimant) = index.claimants(kind, &route_key).first().filter(|first| **first != *key) {
