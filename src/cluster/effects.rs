@@ -156,8 +156,7 @@ mod tests {
     use axum::response::{IntoResponse, Response};
 
     use super::*;
-    use crate::api::PodTemplate;
-    use crate::api::RolloutStatus;
+    use crate::api::{PodTemplate, RolloutStatus, RouteKey, RouteKind};
     use crate::cluster::client::client;
     use crate::cluster::index::Index;
     use crate::cluster::write::{Gate, WriteObserver};
@@ -294,6 +293,35 @@ mod tests {
         assert!(matches!(error, WriteError::Conflict { .. }), "{error}");
         let error = writer.perform(&rollout(), &scale).await.unwrap_err();
         assert!(matches!(error, WriteError::Refused { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_weight_is_written_to_the_kind_and_version_that_was_read() {
+        let kind = RouteKind::Tcp;
+        let route = |version: &str, stable: i32, canary: i32| {
+            json!({"apiVersion": "gateway.networking.k8s.io/v1alpha2", "kind": kind.name(),
+                "metadata": {"name": "web", "namespace": "shop", "uid": "r1", "resourceVersion": version},
+                "spec": {"rules": [{"backendRefs": [
+                    {"name": "web-stable", "port": 80, "weight": stable},
+                    {"name": "web-canary", "port": 80, "weight": canary}]}]}})
+        };
+        let (writer, script, _) = writer(vec![(200, route("6", 80, 20))]).await;
+        writer.index().set_served(Kind::Route(kind), Kind::Route(kind).resources().pop());
+        writer.index().apply(Kind::Route(kind), &serde_json::from_value(route("5", 100, 0)).unwrap());
+        let effect = Effect::SetWeight { route: RouteKey::new(kind, "web"), percent: 20 };
+        writer.perform(&rollout(), &effect).await.unwrap();
+        // The answer is known at once: the same again asks for nothing.
+        writer.perform(&rollout(), &effect).await.unwrap();
+        let requests = script.requests.lock().unwrap();
+        assert_eq!(requests.len(), 1);
+        let (method, uri, body) = &requests[0];
+        assert_eq!(method, Method::PATCH);
+        let path = "/apis/gateway.networking.k8s.io/v1alpha2/namespaces/shop/tcproutes/web?";
+        assert!(uri.starts_with(path), "{uri}");
+        assert_eq!(body[0], json!({"op": "test", "path": "/metadata/resourceVersion", "value": "5"}));
+        // An HTTPRoute of that name was never seen.
+        let other = Effect::SetWeight { route: RouteKey::new(RouteKind::Http, "web"), percent: 20 };
+        assert!(matches!(writer.perform(&rollout(), &other).await, Err(WriteError::Conflict { .. })));
     }
 
     #[tokio::test]

@@ -521,6 +521,40 @@ mod tests {
     }
 
     #[test]
+    fn a_kind_that_comes_or_goes_wakes_those_that_name_it() {
+        let index = Index::default();
+        let web = Key::new("shop", "web");
+        index.apply(Kind::Rollout, &rollout("web", "2026-01-01T00:00:00Z", 1));
+        let (http, tcp) = (Kind::Route(RouteKind::Http), Kind::Route(RouteKind::Tcp));
+        assert!(index.set_served(tcp, None).is_empty(), "nobody names one");
+        assert_eq!(index.set_served(http, None), [web.clone()].into());
+        assert!(index.is_absent(http));
+        assert!(index.set_served(http, None).is_empty(), "it is no news");
+        assert_eq!(index.set_served(http, Some(http.resource())), [web].into());
+        assert!(!index.is_absent(http));
+        // A write goes to the version that was read; before anything was read, to the newest.
+        let older = tcp.resources().pop().unwrap();
+        assert_eq!(index.resource(tcp).version, "v1");
+        index.set_served(tcp, Some(older));
+        assert_eq!(index.resource(tcp).api_version, "gateway.networking.k8s.io/v1alpha2");
+    }
+
+    #[test]
+    fn routes_of_one_name_and_different_kinds_are_different() {
+        let index = Index::default();
+        let web = Key::new("shop", "web");
+        for kind in RouteKind::ALL {
+            index.apply(Kind::Route(kind), &named(kind.name(), "web", 1));
+        }
+        index.remove(Kind::Route(RouteKind::Grpc), &web, "web");
+        assert!(index.route(RouteKind::Grpc, &web).is_none());
+        for kind in [RouteKind::Http, RouteKind::Tls, RouteKind::Tcp] {
+            assert_eq!(index.route(kind, &web).unwrap().value["kind"], kind.name());
+            assert_eq!(index.keys(Kind::Route(kind)), [web.clone()]);
+        }
+    }
+
+    #[test]
     fn a_list_ends_what_it_does_not_hold() {
         let index = Index::default();
         index.apply(Kind::Service, &named("Service", "a", 1));

@@ -524,6 +524,48 @@ mod tests {
     }
 
     #[test]
+    fn routes_of_every_kind_are_looked_up_and_named() {
+        for kind in RouteKind::ALL {
+            let index = Index::default();
+            let mut web = rollout("web", "2026-01-01T00:00:00Z");
+            web["spec"]["strategy"]["canary"].as_object_mut().unwrap().remove("analysis");
+            web["spec"]["strategy"]["canary"]["trafficRouting"] =
+                json!({"gatewayAPI": {kind.field(): [{"name": "web"}]}});
+            put(&index, Kind::Rollout, web);
+            put(&index, Kind::Service, service("web-stable", json!({"app": "web"})));
+            put(&index, Kind::Service, service("web-canary", json!({"app": "web"})));
+            let its_field = format!("spec.strategy.canary.trafficRouting.gatewayAPI.{}[0].name", kind.field());
+
+            // A route of that name and another kind does not count.
+            let other = if kind == RouteKind::Http { RouteKind::Grpc } else { RouteKind::Http };
+            put(&index, Kind::Route(other), route("web-canary"));
+            let (reason, field, message) = problem(&index);
+            assert_eq!((reason.as_str(), field.as_str()), ("RouteNotFound", its_field.as_str()));
+            assert!(message.starts_with(&format!("{} shop/web does not exist", kind.name())), "{message}");
+
+            index.set_served(Kind::Route(kind), None);
+            let (reason, field, message) = problem(&index);
+            assert_eq!((reason.as_str(), field.as_str()), ("RouteKindNotServed", its_field.as_str()));
+            assert!(message.starts_with(&format!("this cluster does not serve {}", kind.name())), "{message}");
+
+            // The kind comes, and a route of it.
+            index.set_served(Kind::Route(kind), Some(Kind::Route(kind).resource()));
+            put(&index, Kind::Route(kind), route("web-canary"));
+            let snapshot = look(&index, "web");
+            assert_eq!(snapshot.problems, []);
+            assert_eq!(snapshot.routes.keys().collect::<Vec<_>>(), [&RouteKey::new(kind, "web")]);
+
+            let mut elder = rollout("elder", "2025-01-01T00:00:00Z");
+            elder["spec"]["strategy"]["canary"]["trafficRouting"] =
+                json!({"gatewayAPI": {kind.field(): [{"name": "web"}]}});
+            put(&index, Kind::Rollout, elder);
+            let claimed = look(&index, "web").problems.pop().unwrap();
+            assert_eq!(claimed.reason, "RouteClaimed");
+            assert!(claimed.message.starts_with(&format!("{} shop/web is already steered", kind.name())));
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_named_with_the_near_miss() {
         let index = whole();
         put(&index, Kind::Route(RouteKind::Http), {

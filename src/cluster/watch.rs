@@ -148,3 +148,109 @@ fn is_not_served(error: &watcher::Error) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use axum::Router;
+    use axum::http::{StatusCode, Uri};
+    use axum::response::{IntoResponse, Response};
+    use kube::runtime::watcher;
+    use serde_json::json;
+    use tokio::sync::Notify;
+
+    use super::{Observer, watch};
+    use crate::api::RouteKind;
+    use crate::cluster::client::client;
+    use crate::cluster::index::Index;
+    use crate::cluster::kinds::Kind;
+    use crate::cluster::objects::Key;
+
+    const KIND: Kind = Kind::Route(RouteKind::Tcp);
+
+    /// An API server that serves TCPRoutes in one version, or not at all, as it is told at any moment.
+    #[derive(Default)]
+    struct Bench {
+        served: Mutex<Option<&'static str>>,
+        lists: Mutex<usize>,
+        news: Notify,
+    }
+
+    impl Bench {
+        fn answer(&self, uri: &Uri) -> Response {
+            let served = *self.served.lock().unwrap();
+            let version = served.filter(|version| uri.path().contains(&format!("/{version}/tcproutes")));
+            let Some(version) = version else {
+                return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+            };
+            if uri.query().unwrap_or_default().contains("watch=true") {
+                // Ends at once: nothing happens, and the watcher asks again.
+                return StatusCode::OK.into_response();
+            }
+            let api_version = format!("gateway.networking.k8s.io/{version}");
+            axum::Json(json!({"apiVersion": api_version, "kind": "TCPRouteList", "metadata": {"resourceVersion": "1"},
+                "items": [{"apiVersion": api_version, "kind": "TCPRoute",
+                    "metadata": {"name": "web", "namespace": "shop", "uid": "r", "resourceVersion": "1"}}]}))
+            .into_response()
+        }
+
+        /// Waits until the index says so, for ten seconds at most.
+        async fn until(&self, what: &str, seen: impl Fn() -> bool) {
+            let wait = async {
+                while !seen() {
+                    self.news.notified().await;
+                }
+            };
+            assert!(tokio::time::timeout(Duration::from_secs(10), wait).await.is_ok(), "{what}");
+        }
+    }
+
+    impl Observer for Bench {
+        fn changed(&self, _: Kind, _: &Key, _: BTreeSet<Key>) {
+            self.news.notify_one();
+        }
+        fn listed(&self, _: Kind, _: Option<&str>) {
+            *self.lists.lock().unwrap() += 1;
+            self.news.notify_one();
+        }
+        fn failed(&self, _: Kind, error: &watcher::Error) {
+            panic!("not served is no failure: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kind_may_be_absent_come_and_change_its_version() {
+        let bench = Arc::new(Bench::default());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Arc::clone(&bench);
+        let handler = move |uri: Uri| {
+            let server = Arc::clone(&server);
+            async move { server.answer(&uri) }
+        };
+        tokio::spawn(async move { axum::serve(listener, Router::new().fallback(handler)).await });
+        let client = client(kube::Config::new(format!("http://{address}").parse().unwrap())).unwrap();
+        let index = Arc::new(Index::default());
+        let watching = tokio::spawn(watch(client, Arc::clone(&index), KIND, None, bench.clone()));
+
+        let lists = || *bench.lists.lock().unwrap();
+        bench.until("an absent kind counts as listed, so that the operator starts", || lists() > 0).await;
+        assert!(index.is_absent(KIND));
+
+        *bench.served.lock().unwrap() = Some("v1alpha2");
+        let web = Key::new("shop", "web");
+        bench.until("the kind comes in an old version", || index.resource(KIND).version == "v1alpha2").await;
+        assert!(!index.is_absent(KIND));
+        assert!(index.route(RouteKind::Tcp, &web).is_some());
+
+        *bench.served.lock().unwrap() = Some("v1");
+        bench
+            .until("it moves to its stable version", || index.resource(KIND).version == "v1" && !index.is_absent(KIND))
+            .await;
+        assert!(index.route(RouteKind::Tcp, &web).is_some(), "what was seen is kept meanwhile");
+        watching.abort();
+    }
+}

@@ -651,16 +651,20 @@ mod tests {
     fn traffic_that_a_rollout_moves_is_not_moved_by_a_commit() {
         assert_eq!(steered().pairs, [("web-stable".to_owned(), "web-canary".to_owned())]);
         assert_eq!(steered().services.iter().collect::<Vec<_>>(), ["api", "web-canary", "web-stable"]);
-        let route = |stable: i32, canary: i32, timeout: &str| {
-            json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        let route = |kind: &str, stable: i32, canary: i32, timeout: &str| {
+            json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
                 "metadata": {"name": "web", "namespace": "shop"},
                 "spec": {"rules": [{"timeouts": {"request": timeout}, "backendRefs": [
                     {"name": "web-stable", "port": 80, "weight": stable},
                     {"name": "web-canary", "port": 80, "weight": canary}]}]}})
         };
-        let mut desired = route(100, 0, "5s");
-        assert!(carry_over(&route(80, 20, "1s"), &mut desired, &steered()));
-        assert_eq!(desired, route(80, 20, "5s"));
+        for kind in RouteKind::ALL.map(RouteKind::name) {
+            let mut desired = route(kind, 100, 0, "5s");
+            assert!(carry_over(&route(kind, 80, 20, "1s"), &mut desired, &steered()));
+            assert_eq!(desired, route(kind, 80, 20, "5s"));
+        }
+        let mut desired = route("UDPRoute", 100, 0, "5s");
+        assert!(!carry_over(&route("UDPRoute", 80, 20, "1s"), &mut desired, &steered()), "nobody steers these");
 
         let service = |name: &str, selector: Value| {
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},

@@ -535,6 +535,33 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_of_route_is_steered_by_its_backends() {
+        let grpc = json!({"matches": [{"method": {"service": "shop.Cart"}}], "filters": [{"type": "RequestMirror"}]});
+        for (kind, mut rule) in [
+            ("HTTPRoute", json!({"matches": [{"path": {"value": "/"}}]})),
+            ("GRPCRoute", grpc),
+            ("TLSRoute", json!({"name": "passthrough"})),
+            ("TCPRoute", json!({})),
+        ] {
+            rule["backendRefs"] = two(100, 0)["backendRefs"].clone();
+            let mut route = route(json!([rule]));
+            route["kind"] = kind.into();
+            let patch = set_weight(&route, "shop", "web-stable", "web-canary", 20).unwrap().unwrap();
+            let after = apply(&route, &patch);
+            let state = read(&after, "shop", "web-stable", "web-canary").unwrap();
+            assert_eq!(state.rules, [RuleState { base: 100, stable: 80, canary: 20 }], "{kind}");
+            rule["backendRefs"] = two(80, 20)["backendRefs"].clone();
+            assert_eq!(after["spec"]["rules"], json!([rule]), "{kind}: nothing but the weights");
+
+            let message = read(&route, "shop", "web-stable", "cart").unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{kind} \"web\" has no rule with both")), "{message}");
+            route["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+            let message = set_weight(&route, "shop", "web-stable", "web-canary", 20).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{kind} \"web\" has no metadata.resourceVersion")), "{message}");
+        }
+    }
+
+    #[test]
     fn adds_absent_weights_and_leaves_other_backends_their_share() {
         let rules = json!([
             {"backendRefs": [{"name": "web-stable", "port": 80}, {"name": "web-canary", "port": 80}]},
@@ -682,6 +709,19 @@ mod tests {
         assert_eq!(desired["spec"]["rules"][1]["backendRefs"][0]["weight"], 80);
         assert_eq!(desired["spec"]["rules"][1]["backendRefs"][1]["weight"], 20);
         assert_eq!(carry_weights(&live, &mut desired, &pairs), 0, "nothing more to do");
+
+        // The API server writes out that a method of gRPC is matched exactly.
+        let grpc = |method: Value, weights: Value| {
+            let mut rule = weights;
+            rule["matches"] = json!([{"method": method}]);
+            let mut route = route(json!([two(1, 1), rule]));
+            route["kind"] = "GRPCRoute".into();
+            route
+        };
+        let live = grpc(json!({"type": "Exact", "service": "shop.Cart"}), two(80, 20));
+        let mut desired = grpc(json!({"service": "shop.Cart"}), two(100, 0));
+        assert_eq!(carry_weights(&live, &mut desired, &pairs), 1);
+        assert_eq!(desired["spec"]["rules"][1]["backendRefs"][1]["weight"], 20);
 
         // By name, though what it matches changed.
         let mut named = two(80, 20);

@@ -415,6 +415,14 @@ fn what_cannot_be_read_is_named_and_not_guessed() {
     let text = world.text();
     assert!(text.contains("Note:     Service could not be read: services is forbidden\n"), "{text}");
     assert!(text.contains("Where:    step 2/4, 20 % of traffic routed to it\n"), "{text}");
+
+    // Routes of a kind that this Rollout does not name are no gap; those of its own kind are.
+    let forbidden = |kind: RouteKind| Gap { kind: Kind::Route(kind), why: "is forbidden".to_owned() };
+    world.gaps = vec![forbidden(RouteKind::Grpc), forbidden(RouteKind::Tcp)];
+    assert!(world.observed().turn.is_some());
+    assert!(!world.text().contains("could not be read"));
+    world.gaps.push(forbidden(RouteKind::Http));
+    assert!(world.observed().turn.is_none());
 }
 
 #[test]
