@@ -85,7 +85,7 @@ fn entry(name: &str, transition: Transition, image: &str) -> LedgerEntry {
         state: json!({"phase": "Progressing", "sequence": transition.sequence}),
         plan: format!("# Plan\n\nAfter number {}\n", transition.sequence),
         evidence: Vec::new(),
-        template: Some((template.hash_v1(), template.0)),
+        template: Some(template.0),
         covers: Vec::new(),
         operator: "sluice/1.2.3".to_owned(),
         transition,
@@ -116,7 +116,7 @@ fn pushes() -> Vec<Vec<LedgerEntry>> {
         vec![aborted],
         vec![quiet],
         vec![entry("web", transition(6, Started, "i:3", (0, 20)), "i:3")],
-        vec![entry("web", transition(7, Promoted, "i:3", (20, 100)), "i:3")],
+        vec![LedgerEntry { template: None, ..entry("web", transition(7, Promoted, "i:3", (20, 100)), "i:3") }],
     ]
 }
 
@@ -304,11 +304,11 @@ fn cases() -> Vec<Case> {
         }, "expected the state that this entry led to, found the one before"),
         ("a doubled number", |commits| {
             commits[5].say("Rollout-Seq: 4", "Rollout-Seq: 3");
-            commits[5].edit(WEB, "\"sequence\": 4,\n  \"stage\"", "\"sequence\": 3,\n  \"stage\"");
+            commits[5].edit(WEB, "\"sequence\": 4,\n  \"sourceCommit\"", "\"sequence\": 3,\n  \"sourceCommit\"");
         }, "Rollout-Seq: expected 4, found 3"),
         ("a gap", |commits| {
             commits[5].say("Rollout-Seq: 4", "Rollout-Seq: 9");
-            commits[5].edit(WEB, "\"sequence\": 4,\n  \"stage\"", "\"sequence\": 9,\n  \"stage\"");
+            commits[5].edit(WEB, "\"sequence\": 4,\n  \"sourceCommit\"", "\"sequence\": 9,\n  \"sourceCommit\"");
         }, "Rollout-Seq: expected 4, found 9"),
         ("a number in the trailer alone", |commits| commits[5].say("Rollout-Seq: 4", "Rollout-Seq: 5"), "Rollout-Seq: expected `Rollout-Seq: 4`"),
         ("a forged author", |commits| commits[3].author = commits[3].author.replace("sluice@prod", "eve@prod"), "author: expected Sluice <sluice@prod>"),
@@ -327,7 +327,7 @@ fn cases() -> Vec<Case> {
             commits[6].edit(WEB, "\"event\": \"Aborted\"", "\"event\": \"Promoted\"");
         }, "expected that it goes with this entry, found that it stays"),
         ("another release", |commits| commits[3].edit(WEB, ".1\",", ".2\","), "Rollout-Release"),
-        ("another uid", |commits| commits[3].say("Rollout-Uid: uid-web", "Rollout-Uid: uid-eve"), "shop/web/state.json: expected"),
+        ("another uid", |commits| commits[0].say("Rollout-Uid: uid-web", "Rollout-Uid: uid-eve"), "shop/web/state.json: expected"),
         ("an Id of another cluster", |commits| commits[3].say("Rollout-Id: prod/", "Rollout-Id: test/"), "Rollout-Id: expected prod/<namespace>/<rollout>"),
         ("an Id of another Rollout", |commits| commits[3].say("Rollout-Id: prod/shop/web", "Rollout-Id: prod/shop/api"), "shop/api/state.json: expected the state that this entry led to"),
         ("a Prev that names another commit", |commits| {
@@ -335,29 +335,34 @@ fn cases() -> Vec<Case> {
             let right = commits[1].id.clone();
             commits[3].say(&right, &wrong);
         }, "Rollout-Prev"),
-        ("another schema", |commits| commits[3].say("Rollout-Schema: 1", "Rollout-Schema: 2"), "Rollout-Schema"),
-        ("a trailer more", |commits| commits[3].say("Rollout-Operator", "Rollout-Approved: yes\nRollout-Operator"), "Rollout-Approved"),
+        ("another schema", |commits| commits[0].say("Rollout-Schema: 1", "Rollout-Schema: 2"), "Rollout-Schema"),
+        ("a trailer more", |commits| commits[3].say("Rollout-Event", "Rollout-Approved: yes\nRollout-Event"), "Rollout-Approved"),
         ("an edited subject", |commits| commits[3].say("shop/web: Started", "shop/web: Resumed"), "subject"),
         ("an edited body", |commits| commits[3].say("what happened", "what did not happen"), "body"),
         ("an edited sentence of an entry that is told in another", |commits| commits[7].say("3 Started 1/3 0%→20%", "3 Resumed 1/3 0%->20%"), "body"),
         ("covered numbers with a gap", |commits| commits[7].say("4 StepCompleted", "8 StepCompleted"), "Rollout-Covers"),
         ("an edited plan", |commits| commits[3].edit("shop/web/plan.md", "After number 3\n", "After number 3  \n\n\n"), "shop/web/plan.md"),
         ("edited evidence that is not JSON any more", |commits| commits[6].edit(&evidence(), "\"stage\"", "stage"), "evidence"),
-        ("edited evidence in another layout", |commits| commits[6].edit(&evidence(), "  ", " "), "evidence"),
+        ("edited evidence in another layout", |commits| commits[6].edit(&evidence(), "  ", " "), "facts.json"),
         ("evidence that was removed", |commits| { commits[6].files.remove(&evidence()); }, "expected the evidence that this entry names"),
-        ("evidence that nothing names", |commits| commits[3].write("shop/web/evidence/background.json", "{}\n"), "expected no change by an entry of this Rollout"),
+        ("evidence that nothing names", |commits| commits[3].write(&evidence(), "{}\n"), "expected no change by an entry of this Rollout"),
         ("evidence that is not named any more", |commits| {
-            let line = format!("Rollout-Evidence: {}\n", evidence());
-            commits[6].say(&line, "");
+            commits[6].say("\nRollout-Evidence: background", "");
         }, "expected no change by an entry of this Rollout"),
         ("a template with another content", |commits| {
-            let path = commits[3].files.keys().find(|path| path.contains("/templates/") && !commits[2].files.contains_key(*path)).unwrap().clone();
-            commits[3].edit(&path, "i:2", "i:evil");
+            commits[3].edit("shop/web/pod.json", "i:2", "i:evil");
         }, "the template of"),
         ("a template that changes later", |commits| {
-            let path = commits[7].files.keys().find(|path| path.starts_with("shop/web/templates/")).unwrap().clone();
-            commits[8].write(&path, "{}\n");
-        }, "a template that never changes"),
+            let other = commits[8].text("shop/web/pod.json");
+            commits[9].write("shop/web/good.json", &other.replace("i:3", "i:2"));
+        }, "shop/web/good.json: expected the template of"),
+        ("a good template that was removed", |commits| { commits[9].files.remove("shop/web/good.json"); }, "shop/web/good.json: expected a file, found none"),
+        ("a good template that was put in the place of another", |commits| {
+            let other = commits[3].text("shop/web/pod.json");
+            commits[5].write("shop/web/good.json", &other);
+        }, "shop/web/good.json: expected no change"),
+        ("an edited guide", |commits| commits[3].write("shop/web/README.md", "rm -rf\n"), "shop/web/README.md: expected no change"),
+        ("a trailer that tells another source than the state", |commits| commits[5].say("Rollout-Actor: pat", "Rollout-Actor: pat\nRollout-Source-Commit: 1"), "shop/web/state.json: expected"),
         ("evidence that outlives its release", |commits| {
             let path = evidence();
             let kept = commits[7].files[&path].clone();
@@ -372,8 +377,8 @@ fn cases() -> Vec<Case> {
             let path = commits[6].files.keys().find(|path| path.contains("/aborted/")).unwrap().clone();
             commits[6].edit(&path, "Verdict", "Mistake");
         }, "shop/web/aborted/"),
-        ("an edited README", |commits| commits[9].edit("README.md", "| Promoted |", "| Aborted |"), "README.md"),
-        ("a README that was edited and put back", |commits| commits[6].edit("README.md", "Aborted", "Promoted"), "README.md"),
+        ("an edited README", |commits| commits[9].edit("README.md", "- shop/web", "- shop/api"), "README.md"),
+        ("a README that was edited and put back", |commits| commits[6].edit("README.md", "- shop/web", "- shop/api"), "README.md"),
         ("a removed README", |commits| { commits[9].files.remove("README.md"); }, "README.md"),
         ("a foreign file", |commits| commits[3].write("backdoor.sh", "#!/bin/sh\n"), "backdoor.sh: expected no change"),
         ("another Rollout's state", |commits| commits[5].edit("shop/api/state.json", "\"weight\": 100", "\"weight\": 0"), "shop/api/state.json: expected no change"),
@@ -398,7 +403,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn evidence() -> String {
-    "shop/web/evidence/background.json".to_owned()
+    "shop/web/facts.json".to_owned()
 }
 
 #[tokio::test]

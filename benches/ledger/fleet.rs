@@ -149,7 +149,7 @@ impl Member {
                 state: state_document(&self.world.status),
                 plan: plan_text::text(&key, &self.world.status, &forecast(&snapshot, transition.at)),
                 evidence: evidence.collect(),
-                template: set.map(|set| (set.template.hash_v1(), set.template.0.clone())),
+                template: set.map(|set| set.template.0.clone()),
                 operator: "sluice/0.1.0".to_owned(),
                 transition: transition.clone(),
             });

@@ -299,7 +299,7 @@ fn ledger_entry(declaration: &Declaration, entry: &RehearsalEntry) -> LedgerEntr
         state: state_document(&entry.status),
         plan: plan_text::text(&identity.key().to_string(), &entry.status, &timeline),
         evidence: evidence.collect(),
-        template: revision.map(|state| (state.template.hash_v1(), state.template.0.clone())),
+        template: revision.map(|state| state.template.0.clone()),
         operator: format!("sluice {} (rehearsal)", env!("CARGO_PKG_VERSION")),
         transition,
         covers: Vec::new(),

@@ -12,7 +12,7 @@ use super::plan::Output;
 use super::rollout_status::view::{API_VERSION, short};
 use super::terminal::{Line, Terminal, Tone};
 use crate::analysis::replay::{Judged, Replayed, replay};
-use crate::git::{Archive, ArchivedLedger, Commit, Content, GitError, Place};
+use crate::git::{Archive, ArchivedLedger, Commit, Content, Evidence, GitError, Place};
 
 /// What `sluice replay` takes.
 #[derive(Clone, Debug, clap::Args)]
@@ -136,7 +136,7 @@ async fn read(archive: &Archive, ledger: &ArchivedLedger, wanted: Option<&str>) 
     while let Some(commit) = history.next().await? {
         report.commits += 1;
         for change in history.changes(&commit).await? {
-            let Some((rollout, Place::Evidence { stage })) = Place::parse(&change.path) else { continue };
+            let Some((rollout, Place::Evidence)) = Place::parse(&change.path) else { continue };
             if change.after.is_none() || wanted.is_some_and(|wanted| wanted != rollout) {
                 continue;
             }
@@ -145,7 +145,7 @@ async fn read(archive: &Archive, ledger: &ArchivedLedger, wanted: Option<&str>) 
                 None => Content::None,
             };
             let release = commit.trailers().get("Release").unwrap_or("-").to_owned();
-            report.take_in(&commit, Claim { rollout, release: &release, stage }, &content);
+            report.take_in(&commit, &Claim { rollout, release: &release }, &content);
         }
     }
     Ok(report)
@@ -155,27 +155,43 @@ async fn read(archive: &Archive, ledger: &ArchivedLedger, wanted: Option<&str>) 
 struct Claim<'a> {
     rollout: &'a str,
     release: &'a str,
-    stage: &'a str,
 }
 
 impl Report {
-    /// Judges one record.
-    fn take_in(&mut self, commit: &Commit, Claim { rollout, release, stage }: Claim<'_>, content: &Content) {
-        let mut find = |metric: Option<String>, message: String| {
-            self.findings.push(Finding {
-                commit: commit.id.clone(),
-                branch: commit.branch.to_string(),
-                rollout: rollout.to_owned(),
-                release: release.to_owned(),
-                stage: stage.to_owned(),
-                metric,
-                message,
-            });
-        };
-        let Some(bytes) = content.bytes() else {
-            return find(None, "cannot be judged: it is no plain file, or one that is too large".to_owned());
-        };
-        let judged = match replay(bytes) {
+    /// Judges the records of one entry.
+    fn take_in(&mut self, commit: &Commit, claim: &Claim<'_>, content: &Content) {
+        let all = content.bytes().map(Evidence::all);
+        match all {
+            Some(Ok(all)) => {
+                for evidence in all {
+                    self.judge(commit, claim, &evidence);
+                }
+            }
+            Some(Err(error)) => {
+                self.find(commit, claim, "-", None, format!("cannot be judged: it is no evidence: {error}"));
+            }
+            None => {
+                let message = "cannot be judged: it is no plain file, or one that is too large".to_owned();
+                self.find(commit, claim, "-", None, message);
+            }
+        }
+    }
+
+    fn find(&mut self, commit: &Commit, claim: &Claim<'_>, stage: &str, metric: Option<String>, message: String) {
+        self.findings.push(Finding {
+            commit: commit.id.clone(),
+            branch: commit.branch.to_string(),
+            rollout: claim.rollout.to_owned(),
+            release: claim.release.to_owned(),
+            stage: stage.to_owned(),
+            metric,
+            message,
+        });
+    }
+
+    fn judge(&mut self, commit: &Commit, claim: &Claim<'_>, Evidence { stage, body }: &Evidence) {
+        let mut find = |metric: Option<String>, message: String| self.find(commit, claim, stage, metric, message);
+        let judged = match replay(body.to_string().as_bytes()) {
             Ok(Replayed::Judged(judged)) => judged,
             Ok(Replayed::Simulated) => {
                 self.simulated += 1;
@@ -187,7 +203,7 @@ impl Report {
             }
             Err(error) => return find(None, format!("cannot be judged: {error}")),
         };
-        for (about, is, should) in belongs(&judged, rollout, release, stage) {
+        for (about, is, should) in belongs(&judged, claim, stage) {
             find(None, format!("{about} is recorded as {is}, and its place says {should}"));
         }
         for one in judged.disagreements {
@@ -206,8 +222,7 @@ impl Report {
 /// Evidence of something else proves nothing here: what it says to be about, and what its place says, where they differ.
 fn belongs<'a>(
     judged: &'a Judged,
-    rollout: &'a str,
-    release: &'a str,
+    &Claim { rollout, release }: &Claim<'a>,
     stage: &'a str,
 ) -> impl Iterator<Item = (&'static str, &'a str, &'a str)> {
     let name = rollout.rsplit('/').next().unwrap_or(rollout);
@@ -349,7 +364,7 @@ mod tests {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    const EVIDENCE: &str = "shop/web/evidence/step-1.json";
+    const EVIDENCE: &str = "shop/web/facts.json";
 
     /// A clone that ends with this commit, in which somebody changed evidence by hand.
     fn tampered(folder: &Path, path: &Path, commit: &str, from: &str, to: &str) -> PathBuf {
@@ -410,7 +425,7 @@ mod tests {
                 "abc.2 step-1: the release is recorded as abc.1, and its place \
                                                        says abc.2",
             ),
-            (second, "{", "", "abc.2 step-1: cannot be judged: it is no evidence: "),
+            (second, "{", "", "abc.2 -: cannot be judged: it is no evidence: "),
         ] {
             let clone = tampered(folder.path(), &path, attempt, from, to);
             let commit = git(&clone, &["rev-parse", "HEAD"]);

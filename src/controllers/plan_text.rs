@@ -25,7 +25,7 @@ pub fn of(index: &Index, rollout: &RolloutObject, ledger: LedgerState, now: Date
 /// The plan of a Rollout, given its status and the forecast.
 pub fn text(rollout: &str, status: &RolloutStatus, timeline: &Timeline) -> String {
     let time = |at: Option<DateTime<Utc>>| at.map(|at| at.format("%Y-%m-%d %H:%M:%S").to_string()).unwrap_or_default();
-    let mut out = format!("# What comes next for {rollout}\n\nAs of {} UTC.\n\n", time(Some(timeline.now)));
+    let mut out = format!("# What comes next for {rollout}\n\n");
     let stable = status.stable_revision.as_deref().unwrap_or("nothing");
     let Some(release) = &status.release else {
         let _ = writeln!(out, "Nothing is in flight: `{stable}` serves.");

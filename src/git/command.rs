@@ -71,6 +71,12 @@ pub(super) struct Git {
     pub(super) scrubber: Scrubber,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Calls of git from this thread, for tests that count them.
+    pub(super) static CALLS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
 impl Git {
     /// One call of git. `doing` is for messages: "reading the branch main".
     pub(super) fn call<I, A>(&self, doing: impl Into<String>, arguments: I) -> Call<'_>
@@ -90,6 +96,8 @@ impl Git {
     }
 
     fn command(&self, arguments: &[OsString]) -> tokio::process::Command {
+        #[cfg(test)]
+        CALLS.with(|calls| calls.set(calls.get() + 1));
         let mut command = tokio::process::Command::new("git");
         command.env_clear();
         for name in ALLOWED_ENVIRONMENT {

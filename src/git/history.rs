@@ -14,6 +14,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 
 use super::command::{Git, Process};
 use super::error::{GitError, Result, classify};
+use super::ledger_entry::{NO_MORE, StateFile, state_path};
 
 /// No commit of ours comes near it.
 const LARGEST_COMMIT: u64 = 1024 * 1024;
@@ -57,6 +58,8 @@ pub struct Commit {
     pub more_headers: Vec<String>,
     /// The whole message, byte for byte.
     pub message: Vec<u8>,
+    /// Trailers that its message does not repeat from the entry before of the same Rollout.
+    pub repeated: Vec<(String, String)>,
 }
 
 /// Somebody, and when.
@@ -138,9 +141,12 @@ impl Commit {
         rest[..end.unwrap_or(rest.len())].to_owned()
     }
 
-    /// The trailers.
+    /// The trailers, with those that are as in the entry before.
     pub fn trailers(&self) -> Trailers {
-        Trailers::parse(&self.text())
+        let mut trailers = Trailers::parse(&self.text());
+        trailers.0.extend(self.repeated.iter().cloned());
+        trailers.0.retain(|(_, value)| value != NO_MORE);
+        trailers
     }
 
     /// When it was written, by its author's date.
@@ -162,6 +168,7 @@ impl Commit {
             signed: false,
             more_headers: Vec::new(),
             message: bytes[end + 2..].to_vec(),
+            repeated: Vec::new(),
         };
         // A line that begins with a space goes on with the one before it.
         for line in headers.lines().filter(|line| !line.starts_with(' ')) {
@@ -290,8 +297,9 @@ impl History {
                 continue;
             }
             let branch = branch.clone();
-            let commit = self.commit(id, branch).await?;
+            let mut commit = self.commit(id, branch).await?;
             self.tree_before = Some(commit.tree.clone());
+            commit.repeated = self.repeated(&commit).await?;
             return Ok(Some(commit));
         }
     }
@@ -310,6 +318,20 @@ impl History {
         let stdout = process.stdout.take().ok_or_else(|| ended(&self.git))?;
         self.current = Some((segment.branch.into(), process, BufReader::new(stdout)));
         Ok(())
+    }
+
+    /// What a message leaves out, by the state that the commit holds: that tells it always.
+    async fn repeated(&mut self, commit: &Commit) -> Result<Vec<(String, String)>> {
+        let told = Trailers::parse(&commit.text());
+        let mut id = told.get("Id").unwrap_or_default().splitn(3, '/').skip(1);
+        let (Some(namespace), Some(name)) = (id.next(), id.next()) else { return Ok(Vec::new()) };
+        let state = self.read(&format!("{}:{}", commit.id, state_path(namespace, name))).await?;
+        let Some(state) = state.bytes().and_then(|bytes| serde_json::from_slice::<StateFile>(bytes).ok()) else {
+            return Ok(Vec::new());
+        };
+        let left_out =
+            state.repeated().into_iter().filter(|(name, value)| told.get(name).is_none() && !value.is_empty());
+        Ok(left_out.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     async fn commit(&mut self, id: &str, branch: Arc<str>) -> Result<Commit> {

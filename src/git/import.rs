@@ -32,6 +32,8 @@ pub(super) struct NewCommit<'a> {
     pub(super) tree: Option<&'a str>,
     /// Path and content; `None` removes the file. Paths hold nothing that would have to be quoted.
     pub(super) files: &'a BTreeMap<String, Option<String>>,
+    /// A file as it is in the parent, and where it stands too.
+    pub(super) copy: Option<&'a (String, String)>,
 }
 
 /// A time as git counts it. It knows none before 1970.
@@ -69,6 +71,7 @@ impl Import {
             message.len(),
         );
         text += &commit.tree.map(|tree| format!("M 040000 {tree} \"\"\n")).unwrap_or_default();
+        text += &commit.copy.map(|(from, to)| format!("C {from} {to}\n")).unwrap_or_default();
         for (path, content) in commit.files {
             match content {
                 Some(content) => text += &format!("M 100644 inline {path}\ndata {}\n{content}\n", content.len()),

@@ -120,10 +120,24 @@ struct Memory {
     /// The last tip that is certain to be in the ledger, and its branch.
     confirmed: Option<(Epoch, String)>,
     /// What may have been pushed without an answer.
-    attempted: BTreeSet<(String, i64)>,
+    attempted: BTreeSet<Attempt>,
     /// The branch was looked at since this writer began. Before that, more of our own entries may be found.
     begun: bool,
     appends: u32,
+}
+
+/// What tells an entry of ours from anybody else's.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Attempt {
+    id: String,
+    sequence: i64,
+    uid: String,
+}
+
+impl Attempt {
+    fn of(entry: &LedgerEntry) -> Self {
+        Self { id: entry.id(), sequence: entry.transition.sequence, uid: entry.uid.clone() }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -138,7 +152,7 @@ struct Known {
     newest: Option<DateTime<Utc>>,
     states: BTreeMap<Key, StateFile>,
     aborted: BTreeMap<Key, BTreeMap<String, String>>,
-    /// The objects of the evidence and templates, by path; an empty name until they are read from the ledger.
+    /// The objects of those files that go when a release is over, by path; an empty name until they are read from the ledger.
     files: BTreeMap<String, String>,
     /// The last commit of each Rollout, as far as it is known.
     commits: BTreeMap<Key, String>,
@@ -267,12 +281,9 @@ impl Ledger {
         let mut wanted = Vec::new();
         for (key, state) in &known.states {
             let good = state.last_good.as_ref();
-            let template = good.and_then(|good| {
-                // A revision is the beginning of its template's hash.
+            let template = good.and_then(|_| {
                 let mut files = known.files_of(key);
-                files.find(|(path, _)| {
-                    matches!(Place::parse(path), Some((_, Place::Template { hash })) if hash.starts_with(&good.revision))
-                })
+                files.find(|(path, _)| matches!(Place::parse(path), Some((_, Place::Good))))
             });
             wanted.extend(template.map(|(_, object)| (key.clone(), object.clone())));
             contents.rollouts.insert(
@@ -309,7 +320,7 @@ impl Ledger {
             let mut known = memory.known.clone().unwrap_or_default();
             let pending: Vec<&LedgerEntry> = in_order(entries).into_iter().filter(|entry| !known.has(entry)).collect();
             let Some(first) = pending.first() else { return Ok(self.appended(&known, entries)) };
-            memory.attempted.extend(pending.iter().map(|entry| (entry.uid.clone(), entry.transition.sequence)));
+            memory.attempted.extend(pending.iter().map(|entry| Attempt::of(entry)));
             self.begin_epoch(&mut known, first.transition.at);
             let before = known.tip.clone().filter(|_| known.begins.is_none());
             let written = self.write(store, known, &pending).await?;
@@ -532,7 +543,7 @@ impl Ledger {
         let git = store.git();
         let log = git.call("reading the log branch", ["log", "-z", "--reverse", format, range, "--"]).run().await?;
         let mut mine = memory.attempted.clone();
-        mine.extend(entries.iter().map(|entry| (entry.uid.clone(), entry.transition.sequence)));
+        mine.extend(entries.iter().map(Attempt::of));
         for record in String::from_utf8_lossy(&log).split('\0').filter(|record| !record.is_empty()) {
             let fields: Vec<&str> = record.trim().split('\u{1f}').map(str::trim).collect();
             let [commit, id, uid, sequence, epoch] = fields.as_slice() else { continue };
@@ -542,7 +553,10 @@ impl Ledger {
             }
             let ours_by_name = id.starts_with(&format!("{}/", self.cluster));
             let sequence = sequence.parse().unwrap_or(-1);
-            if !ours_by_name || (memory.begun && !mine.contains(&((*uid).to_owned(), sequence))) {
+            // Without a uid it is of the same one as the entry before it.
+            let is_mine =
+                |one: &Attempt| one.id == *id && one.sequence == sequence && (uid.is_empty() || one.uid == *uid);
+            if !ours_by_name || (memory.begun && !mine.iter().any(is_mine)) {
                 return Ok(Some((*commit).to_owned()));
             }
         }
@@ -606,7 +620,9 @@ impl Ledger {
         for (mode, object, path) in listing.split('\0').filter_map(tree_line) {
             let Some((folder, place)) = Place::parse(path).filter(|_| mode == "100644") else {
                 // To know nothing of what was aborted there would be worse than to stop.
-                if path.starts_with("state/") {
+                if ["/evidence/", "/templates/"].iter().any(|folder| path.contains(folder))
+                    || path.starts_with("state/")
+                {
                     let reason = "it is in the place of an earlier version; begin a new branch for this one".to_owned();
                     return Err(GitError::Unreadable { path: path.to_owned(), reason });
                 }
@@ -614,10 +630,10 @@ impl Ledger {
             };
             match place {
                 Place::State | Place::Aborted { .. } => files.push((path, folder, place, object)),
-                Place::Evidence { .. } | Place::Template { .. } => {
+                Place::Evidence | Place::Template | Place::Good => {
                     known.files.insert(path.to_owned(), object.to_owned());
                 }
-                Place::Plan => {}
+                Place::Plan | Place::Guide => {}
             }
         }
         let objects: Vec<&str> = files.iter().map(|(.., object)| *object).collect();
@@ -700,6 +716,7 @@ impl Ledger {
                     },
                     tree: tree.as_deref(),
                     files: &BTreeMap::new(),
+                    copy: None,
                 };
                 let commit = import.commit(&commit).await?;
                 if matches!(beginning.basis, Basis::Tree(_)) {
@@ -736,6 +753,7 @@ impl Ledger {
                     parent: parent.as_deref(),
                     tree: None,
                     files: &rendered.files,
+                    copy: rendered.copy.as_ref(),
                 };
                 let commit = import.commit(&commit).await?;
                 known.commits.insert(key.clone(), commit.clone());
@@ -855,17 +873,18 @@ impl Known {
         state.is_some_and(|state| state.has(&entry.uid, entry.transition.sequence))
     }
 
-    /// The evidence and templates of a Rollout.
+    /// The files of a Rollout that go when a release is over.
     fn files_of(&self, (namespace, name): &Key) -> impl Iterator<Item = (&String, &String)> {
         let folder = folder(namespace, name) + "/";
         self.files.range(folder.clone()..).take_while(move |(path, _)| path.starts_with(&folder))
     }
 
     fn take(&mut self, key: &Key, rendered: &Rendered) {
+        self.files.extend(rendered.copy.iter().map(|(_, to)| (to.clone(), String::new())));
         for (path, text) in &rendered.files {
             match text {
                 None => drop(self.files.remove(path)),
-                Some(_) if matches!(Place::parse(path), Some((_, Place::Evidence { .. } | Place::Template { .. }))) => {
+                Some(_) if matches!(Place::parse(path), Some((_, Place::Evidence | Place::Template | Place::Good))) => {
                     self.files.insert(path.clone(), String::new());
                 }
                 Some(_) => {}

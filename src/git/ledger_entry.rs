@@ -3,7 +3,7 @@
 //! The message is read by people in `git log` and by programs through its trailers. Text that people or foreign
 //! systems wrote can never break out of its line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::api::{AnalysisRunSpec, AnalysisRunStatus, MetricResult, RolloutStatus, Transition, TransitionEvent};
+
+// A Rollout's folder is made so that git packs it well. Git looks for deltas among files with the same end of a path, so
+// a name is short enough to leave room for the Rollout's; and a tree becomes a delta when what stays lies between what
+// changes. `docs/log-at-scale.md` has the numbers.
 
 /// The version of the trailers and files.
 pub(super) const SCHEMA: u32 = 1;
@@ -44,8 +48,8 @@ pub struct LedgerEntry {
     pub plan: String,
     /// The analyses behind it.
     pub evidence: Vec<Evidence>,
-    /// The hash and the pod template of the revision it is about.
-    pub template: Option<(String, Value)>,
+    /// The pod template of the revision it is about.
+    pub template: Option<Value>,
     /// The operator and its version.
     pub operator: String,
 }
@@ -72,6 +76,12 @@ pub(super) struct StateFile {
     #[serde(default)]
     pub(super) message: String,
     pub(super) release: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) source_commit: Option<String>,
+    #[serde(default)]
+    pub(super) operator: String,
     pub(super) stage: i32,
     pub(super) stages: i32,
     pub(super) weight: i32,
@@ -114,6 +124,26 @@ impl StateFile {
         self.aborts.iter().find(|known| known.revision == revision).map_or(0, |known| known.aborts)
     }
 
+    /// Whether a release is under way.
+    fn is_in_flight(&self) -> bool {
+        !matches!(self.event, TransitionEvent::Promoted | TransitionEvent::Aborted | TransitionEvent::Denied)
+    }
+
+    /// What a message tells only when it is not as in the entry before of the same Rollout: the trailers' names and
+    /// values. One that has no value is empty.
+    pub(super) fn repeated(&self) -> [(&'static str, String); 7] {
+        let revision = self.release.rsplit_once('.').map_or(self.release.as_str(), |(revision, _)| revision);
+        [
+            ("Schema", self.schema.to_string()),
+            ("Uid", self.uid.clone()),
+            ("Release", self.release.clone()),
+            ("From", self.from.clone().unwrap_or_default()),
+            ("To", revision.to_owned()),
+            ("Source-Commit", self.source_commit.clone().unwrap_or_default()),
+            ("Operator", self.operator.clone()),
+        ]
+    }
+
     /// Whether this transition is in the ledger.
     pub(super) fn has(&self, uid: &str, sequence: i64) -> bool {
         if self.uid == uid {
@@ -131,6 +161,8 @@ pub(super) struct Rendered {
     pub(super) state: StateFile,
     /// Path and content; `None` removes the file.
     pub(super) files: BTreeMap<String, Option<String>>,
+    /// A file of the ledger, and where it stands too from now on.
+    pub(super) copy: Option<(String, String)>,
     /// What the deny list gains, by revision.
     pub(super) denies: Option<(String, String)>,
     /// What it loses.
@@ -155,17 +187,16 @@ impl LedgerEntry {
         let release = format!("{}.{}", transition.revision_to, transition.attempt);
         let place = folder(&self.namespace, &self.name);
         let mut files = BTreeMap::new();
-        let mut evidence_paths = Vec::new();
-        for evidence in &self.evidence {
-            let path = format!("{place}/evidence/{}.json", component(&evidence.stage));
-            files.insert(path.clone(), Some(bounded_document(&evidence.body, LARGEST_EVIDENCE)));
-            evidence_paths.push(path);
+        let at = |file: &str| format!("{place}/{file}");
+        if !self.evidence.is_empty() {
+            files.insert(at(EVIDENCE), Some(evidence_file(&self.evidence)));
         }
-        if let Some((hash, template)) = &self.template {
-            files.insert(template_path(&place, hash), Some(document(template)));
+        let template = self.template.as_ref().map(document);
+        if template.is_some() {
+            files.insert(at(TEMPLATE), template.clone());
         }
-        let state = self.state_file(before, release.clone());
-        let denied_path = format!("{place}/aborted/{}.json", component(&transition.revision_to));
+        let state = self.state_file(before, release);
+        let denied_path = at(&format!("{ABORTED}/{}.json", component(&transition.revision_to)));
         let (mut denies, mut lifts) = (None, None);
         match transition.event {
             TransitionEvent::Aborted if self.denies() => {
@@ -180,7 +211,7 @@ impl LedgerEntry {
                     "at": stamp(transition.at),
                     "actor": transition.actor,
                     "sourceCommit": transition.source_commit,
-                    "evidence": evidence_paths,
+                    "evidence": self.stages(),
                 });
                 files.insert(denied_path, Some(document(&denial)));
                 denies = Some((transition.revision_to.clone(), transition.message.clone()));
@@ -194,17 +225,43 @@ impl LedgerEntry {
         }
         files.insert(state_path(&self.namespace, &self.name), Some(document(&state)));
         if !self.plan.is_empty() {
-            files.insert(format!("{place}/plan.md"), Some(self.plan_file()));
+            files.insert(at(PLAN), Some(self.plan_file()));
         }
-        if before.is_none_or(|before| before.release != state.release) {
-            // The tree is the present, so that it does not grow: what belongs to an earlier release is in the history.
-            let good = state.last_good.as_ref().map(|good| good.revision.as_str());
-            for path in present.filter(|path| outdated(path, &place, &[Some(&transition.revision_to), good])) {
+        let revision = |state: &StateFile| state.last_good.as_ref().map(|good| good.revision.clone());
+        let another_good = before.and_then(revision) != revision(&state);
+        let promoted = transition.event == TransitionEvent::Promoted;
+        let unknown = promoted && template.is_none();
+        if promoted && template.is_some() {
+            files.insert(at(GOOD), template);
+        }
+        let mut copy = None;
+        let another_release = before.is_none_or(|before| before.release != state.release);
+        // The tree is the present: what belongs to an earlier release is in the history.
+        let gone = [(EVIDENCE, another_release), (TEMPLATE, another_release), (GOOD, another_good)];
+        for path in present {
+            let file = path.strip_prefix(&*place).and_then(|rest| rest.strip_prefix('/'));
+            if unknown && !another_release && file == Some(TEMPLATE) {
+                // Its ReplicaSet is gone by now, and the ledger has it from the entries before.
+                copy = Some((at(TEMPLATE), at(GOOD)));
+            }
+            if gone.iter().any(|(name, gone)| *gone && file == Some(name)) {
                 files.entry(path.to_owned()).or_insert(None);
             }
         }
-        let message = self.message(&release, previous, &evidence_paths);
-        Rendered { message, at: transition.at, state, files, denies, lifts }
+        if before.is_none() {
+            files.insert(at(README), Some(guide(&self.namespace, &self.name)));
+        }
+        if copy.is_some() {
+            files.remove(&at(GOOD));
+        }
+        let message = self.message(&state, before, previous);
+        Rendered { message, at: transition.at, state, files, copy, denies, lifts }
+    }
+
+    /// The analyses it is based on, by the names they have in the ledger.
+    fn stages(&self) -> Vec<String> {
+        let stages: BTreeSet<String> = self.evidence.iter().map(|evidence| component(&evidence.stage)).collect();
+        stages.into_iter().collect()
     }
 
     /// A revert says where to be, not that the revision is bad: asking for it again is consent.
@@ -251,6 +308,9 @@ impl LedgerEntry {
             event: transition.event,
             message: transition.message.clone(),
             release,
+            from: transition.revision_from.clone(),
+            source_commit: transition.source_commit.clone(),
+            operator: self.operator.clone(),
             stage: transition.stage,
             stages: transition.stages,
             weight: transition.weight_to,
@@ -271,7 +331,7 @@ impl LedgerEntry {
         plan + "\n"
     }
 
-    fn message(&self, release: &str, previous: Option<&str>, evidence: &[String]) -> String {
+    fn message(&self, state: &StateFile, before: Option<&StateFile>, previous: Option<&str>) -> String {
         let transition = &self.transition;
         let mut message = self.subject();
         let sentence = one_line(&transition.message);
@@ -286,13 +346,10 @@ impl LedgerEntry {
                 let _ = write!(message, "\nRollout-{name}: {}", trailer_value(text));
             }
         };
-        trailer("Schema", &SCHEMA.to_string());
         trailer("Id", &self.id());
-        trailer("Uid", &self.uid);
         trailer("Seq", &transition.sequence.to_string());
         trailer("Covers", &self.covered());
         trailer("Prev", previous.unwrap_or_default());
-        trailer("Release", release);
         trailer("Event", &event(transition.event));
         trailer("Step", &format!("{}/{}", transition.stage, transition.stages));
         trailer("Weight", &format!("{}->{}", transition.weight_from, transition.weight_to));
@@ -300,14 +357,16 @@ impl LedgerEntry {
         if transition.reason != event(transition.event) {
             trailer("Reason", &transition.reason);
         }
-        trailer("From", transition.revision_from.as_deref().unwrap_or_default());
-        trailer("To", &transition.revision_to);
-        trailer("Source-Commit", transition.source_commit.as_deref().unwrap_or_default());
         trailer("Actor", transition.actor.as_deref().unwrap_or_default());
-        for path in evidence {
-            trailer("Evidence", path);
+        trailer("Evidence", &self.stages().join(" "));
+        let told = before.map(StateFile::repeated);
+        for (index, (name, value)) in state.repeated().into_iter().enumerate() {
+            match told.as_ref().and_then(|told| told.get(index)) {
+                Some((_, before)) if *before == value => {}
+                Some(_) if value.is_empty() => trailer(name, NO_MORE),
+                _ => trailer(name, &value),
+            }
         }
-        trailer("Operator", &self.operator);
         message.push('\n');
         message
     }
@@ -365,6 +424,15 @@ pub fn state_document(status: &RolloutStatus) -> Value {
 }
 
 impl Evidence {
+    /// All that a file of the ledger holds, by stage.
+    ///
+    /// # Errors
+    /// When it is no JSON object.
+    pub fn all(file: &[u8]) -> serde_json::Result<Vec<Self>> {
+        let all: BTreeMap<String, Value> = serde_json::from_slice(file)?;
+        Ok(all.into_iter().map(|(stage, body)| Self { stage, body }).collect())
+    }
+
     /// Everything that is needed to judge again: what was asked, each answer, each verdict.
     pub fn of(run: &str, spec: &AnalysisRunSpec, status: &AnalysisRunStatus) -> Self {
         let results: BTreeMap<&str, &MetricResult> =
@@ -403,25 +471,31 @@ pub(super) fn state_path(namespace: &str, name: &str) -> String {
     format!("{}/{STATE}", folder(namespace, name))
 }
 
-fn template_path(folder: &str, hash: &str) -> String {
-    format!("{folder}/{TEMPLATES}/{}.json", component(hash))
+/// Where the evidence of a Rollout stands.
+pub(super) fn evidence_path(namespace: &str, name: &str) -> String {
+    format!("{}/{EVIDENCE}", folder(namespace, name))
 }
 
-/// Whether a file belongs to a release that is over: evidence, or a template of none of these revisions.
-fn outdated(path: &str, folder: &str, revisions: &[Option<&str>]) -> bool {
-    match Place::parse(path) {
-        Some((of, Place::Evidence { .. })) => of == folder,
-        Some((of, Place::Template { hash })) => {
-            of == folder && !revisions.iter().flatten().any(|revision| hash.starts_with(&component(revision)))
-        }
-        _ => false,
-    }
+/// Where the pod template of the present release stands.
+pub(super) fn template_path(namespace: &str, name: &str) -> String {
+    format!("{}/{TEMPLATE}", folder(namespace, name))
+}
+
+/// What analyses were asked and answered, by stage.
+fn evidence_file(all: &[Evidence]) -> String {
+    let bounded = all.iter().map(|evidence| (component(&evidence.stage), bounded(&evidence.body, LARGEST_EVIDENCE)));
+    document(&bounded.collect::<BTreeMap<String, Value>>())
 }
 
 const STATE: &str = "state.json";
-const TEMPLATES: &str = "templates";
+const PLAN: &str = "plan.md";
+const EVIDENCE: &str = "facts.json";
+const TEMPLATE: &str = "pod.json";
+const GOOD: &str = "good.json";
 const ABORTED: &str = "aborted";
-const EVIDENCE: &str = "evidence";
+const README: &str = "README.md";
+/// The value of a trailer that the entry before had and this one has not.
+pub(super) const NO_MORE: &str = "-";
 
 /// What lies below a Rollout's folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -430,21 +504,19 @@ pub enum Place<'a> {
     State,
     /// `plan.md`: the rest of the way.
     Plan,
-    /// `evidence/<stage>.json`: what an analysis of the present release was asked and answered.
-    Evidence {
-        /// `background`, or `step-N`.
-        stage: &'a str,
-    },
+    /// `facts.json`: what the analyses of the present release were last asked and answered, by stage.
+    Evidence,
+    /// `pod.json`: the pod template of the present release.
+    Template,
+    /// `good.json`: the pod template of the last good revision.
+    Good,
     /// `aborted/<revision>.json`: what is not rolled out again without a person's word.
     Aborted {
         /// The revision.
         revision: &'a str,
     },
-    /// `templates/<hash>.json`: what the present and the last good revision are.
-    Template {
-        /// The whole hash.
-        hash: &'a str,
-    },
+    /// `README.md`: what the others are. It never changes.
+    Guide,
 }
 
 impl<'a> Place<'a> {
@@ -452,22 +524,36 @@ impl<'a> Place<'a> {
     pub fn parse(path: &'a str) -> Option<(&'a str, Self)> {
         let (at, _) = path.match_indices('/').nth(1)?;
         let (folder, rest) = (path.get(..at)?, path.get(at + 1..)?);
-        let place = match rest.split('/').collect::<Vec<_>>().as_slice() {
-            [STATE] => Self::State,
-            ["plan.md"] => Self::Plan,
-            [kind, file] => {
-                let name = file.strip_suffix(".json")?;
-                match *kind {
-                    EVIDENCE => Self::Evidence { stage: name },
-                    ABORTED => Self::Aborted { revision: name },
-                    TEMPLATES => Self::Template { hash: name },
-                    _ => return None,
-                }
+        let place = match rest {
+            STATE => Self::State,
+            PLAN => Self::Plan,
+            EVIDENCE => Self::Evidence,
+            TEMPLATE => Self::Template,
+            GOOD => Self::Good,
+            README => Self::Guide,
+            _ => {
+                let file = rest.strip_prefix(ABORTED)?.strip_prefix('/')?;
+                let revision = file.strip_suffix(".json").filter(|revision| !revision.contains('/'))?;
+                Self::Aborted { revision }
             }
-            _ => return None,
         };
         Some((folder, place))
     }
+}
+
+/// `README.md` in a Rollout's folder.
+fn guide(namespace: &str, name: &str) -> String {
+    format!(
+        "# {}/{}\n\n\
+         Written by Sluice.\n\n\
+         - `state.json` — the present\n\
+         - `plan.md` — what comes next\n\
+         - `facts.json` — what its analyses were asked and answered; of earlier releases that is in the history\n\
+         - `pod.json` — the pod template of the release, `good.json` — that of the last good one\n\
+         - `aborted/` — revisions that are held back\n",
+        one_line(namespace),
+        one_line(name),
+    )
 }
 
 /// The event as it is written everywhere: in the subject, the trailers and the files.
@@ -499,14 +585,13 @@ pub(super) fn document(value: &impl Serialize) -> String {
     text
 }
 
-fn bounded_document(value: &Value, most: usize) -> String {
-    let text = document(value);
-    if text.len() <= most {
-        return text;
+fn bounded(value: &Value, most: usize) -> Value {
+    match value.to_string().len() {
+        length if length <= most => value.clone(),
+        length => {
+            serde_json::json!({ "schema": SCHEMA, "omitted": format!("{length} bytes, more than {most} are not kept") })
+        }
     }
-    document(
-        &serde_json::json!({ "schema": SCHEMA, "omitted": format!("{} bytes, more than {most} are not kept", text.len()) }),
-    )
 }
 
 fn sorted(value: Value) -> Value {
@@ -554,7 +639,8 @@ fn trailer_value(text: &str) -> String {
     })
 }
 
-/// `README.md`: all Rollouts at a glance.
+/// `README.md` in the root: what is in flight and what is held back, at a glance. Whoever is at rest is not in it: with
+/// a large fleet this would be the largest file, written with each push.
 pub(super) fn overview(
     cluster: &str,
     states: &BTreeMap<(String, String), StateFile>,
@@ -564,14 +650,15 @@ pub(super) fn overview(
     let mut out = format!(
         "# Rollouts of {cluster}\n\n\
          Written by Sluice: one commit for each transition, and nothing else. Do not commit here.\n\n\
+         ## In flight\n\n\
          | Rollout | Last event | Step | Weight | Release | When (UTC) | Why |\n\
          |---|---|---|---|---|---|---|\n"
     );
-    for ((namespace, name), state) in states {
+    for ((namespace, name), state) in states.iter().filter(|(_, state)| state.is_in_flight()) {
         let path = folder(namespace, name);
         let _ = writeln!(
             out,
-            "| [{namespace}/{name}]({path}) ([plan]({path}/plan.md)) | {} | {}/{} | {}% | {} | {} | {} |",
+            "| [{namespace}/{name}]({path}) ([plan]({path}/{PLAN})) | {} | {}/{} | {}% | {} | {} | {} |",
             event(state.event),
             state.stage,
             state.stages,
@@ -581,6 +668,7 @@ pub(super) fn overview(
             cell(&state.message),
         );
     }
+    out.push_str("\nEvery other Rollout is at rest: the `state.json` in its folder says on which revision.\n");
     out.push_str(
         "\n## Held back\n\nRevisions that were aborted. They are not rolled out again without a person's word.\n\n",
     );
@@ -596,18 +684,17 @@ pub(super) fn overview(
     }
     out.push_str(
         "\n## How to read this branch\n\n\
-         - `git log` — what happened; each commit's trailers say who, when, why and on which evidence\n\
+         - `git log` — what happened; each commit's trailers say who, when, why and on which evidence. What is as in the \
+         entry before of the same Rollout is not told again\n\
          - `git log -- <namespace>/<rollout>` — the history of one Rollout\n\
-         - `state.json` in its folder — the present, `plan.md` — what comes next\n\
-         - `evidence/` — what each verdict on this release was based on; that of earlier ones is in the history\n\
-         - `templates/` — what this and the last good revision are, `aborted/` — what is held back\n",
+         - the folder of a Rollout — its present, what comes next and what the last verdict was based on\n",
     );
     out
 }
 
 #[cfg(test)]
 mod unit {
-    use super::{Evidence, LastGood, LedgerEntry, StateFile, component, event, overview, trailer_value};
+    use super::{Evidence, LastGood, LedgerEntry, Rendered, StateFile, component, event, overview, trailer_value};
     use crate::api::{Transition, TransitionEvent};
     use serde_json::json;
     use std::collections::BTreeMap;
@@ -644,7 +731,7 @@ mod unit {
             state: json!({"phase": "Aborted", "a": 1}),
             plan: "Traffic is back on aaaaaaaaaa.".into(),
             evidence: vec![Evidence { stage: "step-1".into(), body: json!({"verdict": "Fail"}) }],
-            template: Some(("bbbbbbbbbbff".into(), json!({"spec": {}}))),
+            template: Some(json!({"spec": {}})),
             operator: "sluice/0.1.0".into(),
         }
     }
@@ -657,24 +744,50 @@ shop/web: Aborted 2/6 20%→0%
 
 error-rate was 0.08, at most 0.01 is allowed
 
-Rollout-Schema: 1
 Rollout-Id: prod/shop/web
-Rollout-Uid: 0b7f
 Rollout-Seq: 7
 Rollout-Prev: fedcba
-Rollout-Release: bbbbbbbbbb.1
 Rollout-Event: Aborted
 Rollout-Step: 2/6
 Rollout-Weight: 20->0
 Rollout-Verdict: Fail
 Rollout-Reason: AnalysisFailed
+Rollout-Evidence: step-1
+Rollout-Schema: 1
+Rollout-Uid: 0b7f
+Rollout-Release: bbbbbbbbbb.1
 Rollout-From: aaaaaaaaaa
 Rollout-To: bbbbbbbbbb
 Rollout-Source-Commit: 1234567890123456789012345678901234567890
-Rollout-Evidence: shop/web/evidence/step-1.json
 Rollout-Operator: sluice/0.1.0
 ";
         assert_eq!(message, expected);
+    }
+
+    #[test]
+    fn what_is_as_in_the_entry_before_is_not_told_again() {
+        let before = entry().render(None, None, none()).state;
+        let told = |entry: &LedgerEntry| -> Vec<String> {
+            let message = entry.render(Some(&before), Some("fedcba"), none()).message;
+            message
+                .lines()
+                .skip_while(|line| !line.starts_with("Rollout-Evidence"))
+                .skip(1)
+                .map(str::to_owned)
+                .collect()
+        };
+        let mut next = entry();
+        next.transition.sequence = 8;
+        assert_eq!(told(&next), Vec::<String>::new());
+        next.transition.attempt = 2;
+        next.operator = "sluice/0.2.0".into();
+        next.uid = "another".into();
+        let three = ["Rollout-Uid: another", "Rollout-Release: bbbbbbbbbb.2", "Rollout-Operator: sluice/0.2.0"];
+        assert_eq!(told(&next), three);
+        (next.transition.revision_from, next.transition.source_commit) = (None, None);
+        let said = told(&next);
+        assert!(said.contains(&"Rollout-From: -".to_owned()), "nothing is not the same as before: {said:?}");
+        assert!(said.contains(&"Rollout-Source-Commit: -".to_owned()), "{said:?}");
     }
 
     #[test]
@@ -684,11 +797,12 @@ Rollout-Operator: sluice/0.1.0
         assert_eq!(
             paths,
             [
+                "shop/web/README.md",
                 "shop/web/aborted/bbbbbbbbbb.json",
-                "shop/web/evidence/step-1.json",
+                "shop/web/facts.json",
                 "shop/web/plan.md",
+                "shop/web/pod.json",
                 "shop/web/state.json",
-                "shop/web/templates/bbbbbbbbbbff.json",
             ]
         );
         let state = rendered.files["shop/web/state.json"].as_deref().unwrap();
@@ -701,11 +815,14 @@ Rollout-Operator: sluice/0.1.0
   ],
   "at": "2026-03-04T05:06:07Z",
   "event": "Aborted",
+  "from": "aaaaaaaaaa",
   "id": "prod/shop/web",
   "message": "error-rate was 0.08, at most 0.01 is allowed",
+  "operator": "sluice/0.1.0",
   "release": "bbbbbbbbbb.1",
   "schema": 1,
   "sequence": 7,
+  "sourceCommit": "1234567890123456789012345678901234567890",
   "stage": 2,
   "stages": 6,
   "status": {
@@ -723,32 +840,48 @@ Rollout-Operator: sluice/0.1.0
     fn a_new_release_clears_what_is_over_and_nothing_else() {
         let aborted = entry().render(None, None, none());
         let present = [
-            "shop/web/evidence/step-1.json",
-            "shop/web/evidence/background.json",
-            "shop/web/templates/bbbbbbbbbbff.json",
-            "shop/web/templates/aaaaaaaaaaff.json",
-            "shop/web/templates/ccccccccccff.json",
+            "shop/web/facts.json",
+            "shop/web/pod.json",
+            "shop/web/good.json",
             "shop/web/aborted/bbbbbbbbbb.json",
             "shop/web/state.json",
-            "shop/web.2/evidence/step-1.json",
-            "shop/api/templates/ddddddddddff.json",
+            "shop/web.2/facts.json",
+            "shop/api/pod.json",
         ];
+        let gone = |rendered: Rendered| -> Vec<String> {
+            rendered.files.into_iter().filter(|(_, text)| text.is_none()).map(|(path, _)| path).collect()
+        };
         let mut again = entry();
         again.transition.sequence = 8;
+        again.evidence.clear();
+        again.template = None;
         let same = again.render(Some(&aborted.state), None, present.into_iter());
-        assert!(same.files.values().all(Option::is_some), "the same release keeps all: {:?}", same.files);
-        let mut next = entry();
+        assert_eq!(gone(same), Vec::<String>::new(), "the same release keeps all");
+        let mut next = again.clone();
         next.transition.revision_to = "cccccccccc".into();
         next.transition.event = TransitionEvent::StepCompleted;
-        next.template = None;
         let before = StateFile {
             last_good: Some(LastGood { revision: "aaaaaaaaaa".into(), at: next.transition.at }),
             ..aborted.state
         };
         let cleared = next.render(Some(&before), None, present.into_iter());
-        let gone: Vec<_> = cleared.files.iter().filter(|(_, text)| text.is_none()).map(|(path, _)| &**path).collect();
-        assert_eq!(gone, ["shop/web/evidence/background.json", "shop/web/templates/bbbbbbbbbbff.json"]);
-        assert!(cleared.files["shop/web/evidence/step-1.json"].is_some(), "its own");
+        assert_eq!(gone(cleared), ["shop/web/facts.json", "shop/web/pod.json"]);
+        next.template = Some(json!({"new": 1}));
+        next.evidence = entry().evidence;
+        assert_eq!(gone(next.render(Some(&before), None, present.into_iter())), Vec::<String>::new(), "its own");
+        next.transition.event = TransitionEvent::Promoted;
+        let promoted = next.render(Some(&before), None, present.into_iter());
+        assert_eq!(promoted.files["shop/web/good.json"], promoted.files["shop/web/pod.json"]);
+        let stands = ("shop/web/pod.json".to_owned(), "shop/web/good.json".to_owned());
+        next.template = None;
+        let unknown = next.render(Some(&before), None, present.into_iter());
+        assert_eq!(unknown.copy, None);
+        let unknown = gone(unknown);
+        assert!(unknown.contains(&stands.1), "nothing is better than another one's: {unknown:?}");
+        let known =
+            next.render(Some(&StateFile { release: "cccccccccc.1".into(), ..before }), None, present.into_iter());
+        assert_eq!(known.copy, Some(stands));
+        assert_eq!(gone(known), ["shop/web/aborted/cccccccccc.json"]);
     }
 
     #[test]
@@ -836,13 +969,14 @@ Rollout-Operator: sluice/0.1.0
     fn the_overview_cannot_be_broken_by_a_message() {
         let mut entry = entry();
         entry.transition.message = "a | b\n# <script>".into();
+        entry.transition.event = TransitionEvent::StepCompleted;
         let rendered = entry.render(None, None, none());
         let key = ("shop".to_owned(), "web".to_owned());
         let states = BTreeMap::from([(key.clone(), rendered.state)]);
         let aborted = BTreeMap::from([(key, BTreeMap::from([("bbbbbbbbbb".to_owned(), "bad".to_owned())]))]);
         let text = overview("prod", &states, &aborted);
         assert!(
-            text.contains("| Aborted | 2/6 | 0% | bbbbbbbbbb.1 | 2026-03-04 05:06:07 | a \\| b # &lt;script> |"),
+            text.contains("| StepCompleted | 2/6 | 0% | bbbbbbbbbb.1 | 2026-03-04 05:06:07 | a \\| b # &lt;script> |"),
             "{text}"
         );
         assert!(text.contains("- shop/web `bbbbbbbbbb`: bad"), "{text}");

@@ -24,6 +24,7 @@ use crate::api::{Transition, TransitionEvent};
 
 mod authorities;
 mod change;
+mod cost;
 mod entries;
 mod epochs;
 mod faults;
@@ -156,7 +157,7 @@ fn entry(name: &str, sequence: i64, event: TransitionEvent) -> LedgerEntry {
         state: json!({"phase": "Progressing"}),
         plan: "# What comes next\n".into(),
         evidence: vec![],
-        template: Some(("bbbbbbbbbb00ff".into(), json!({"spec": {"containers": [{"name": "web", "image": "web:2"}]}}))),
+        template: Some(json!({"spec": {"containers": [{"name": "web", "image": "web:2"}]}})),
         operator: "sluice/0.1.0".into(),
     }
 }
@@ -332,8 +333,8 @@ async fn one_commit_for_each_transition_in_order_and_git_reads_it() {
     let previous = place.git(&["log", "-1", "--format=%(trailers:key=Rollout-Prev,valueonly)", BRANCH]);
     assert_eq!(previous, place.git(&["rev-parse", &format!("{BRANCH}~2")]));
     let files = place.git(&["ls-tree", "-r", "--name-only", BRANCH]);
-    let expected = "README.md shop/api/plan.md shop/api/state.json shop/api/templates/bbbbbbbbbb00ff.json \
-                    shop/web/plan.md shop/web/state.json shop/web/templates/bbbbbbbbbb00ff.json";
+    let expected = "README.md shop/api/README.md shop/api/plan.md shop/api/pod.json shop/api/state.json \
+                    shop/web/README.md shop/web/plan.md shop/web/pod.json shop/web/state.json";
     assert_eq!(files.split('\n').collect::<Vec<_>>().join(" "), expected);
     assert!(place.git(&["show", &format!("{BRANCH}:README.md")]).contains("number 4 of web"));
     place.git(&["fsck", "--strict"]);
@@ -436,7 +437,7 @@ async fn a_new_cluster_reads_what_was_aborted_and_what_was_good() {
     let promoted = entry("web", 1, TransitionEvent::Promoted);
     let mut aborted = entry("web", 2, TransitionEvent::Aborted);
     aborted.transition.revision_to = "cccccccccc".into();
-    aborted.template = Some(("cccccccccc11".into(), json!({"bad": true})));
+    aborted.template = Some(json!({"bad": true}));
     aborted.evidence = vec![Evidence { stage: "step-1".into(), body: json!({"verdict": "Fail"}) }];
     ledger.append(&[promoted.clone(), aborted.clone()]).await.unwrap();
     let key = ("shop".to_owned(), "web".to_owned());
@@ -448,10 +449,10 @@ async fn a_new_cluster_reads_what_was_aborted_and_what_was_good() {
         assert_eq!(web.aborted, BTreeMap::from([("cccccccccc".to_owned(), "number 2 of web".to_owned())]));
         assert_eq!(web.aborts, BTreeMap::from([("cccccccccc".to_owned(), 1)]));
         let (revision, template) = web.last_good.clone().unwrap();
-        assert_eq!((revision, template.unwrap().0), ("bbbbbbbbbb".to_owned(), promoted.template.clone().unwrap().1));
+        assert_eq!((revision, template.unwrap().0), ("bbbbbbbbbb".to_owned(), promoted.template.clone().unwrap()));
     }
-    let evidence = place.git(&["show", &format!("{BRANCH}:shop/web/evidence/step-1.json")]);
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&evidence).unwrap(), json!({"verdict": "Fail"}));
+    let evidence = place.git(&["show", &format!("{BRANCH}:shop/web/facts.json")]);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&evidence).unwrap(), json!({"step-1": {"verdict": "Fail"}}));
     // Tried again with a person's word, and good.
     aborted.transition.sequence = 3;
     aborted.transition.attempt = 2;

@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -17,7 +16,10 @@ use super::archive::{Archive, ArchivedLedger, is_object_name};
 use super::epoch::{self, Epoch};
 use super::error::Result;
 use super::history::{Change, Commit, History, Trailers};
-use super::ledger_entry::{Evidence, LedgerEntry, Place, StateFile, event, folder, one_line, overview, state_path};
+use super::ledger_entry::{
+    Evidence, LedgerEntry, Place, StateFile, event, evidence_path, folder, one_line, overview, state_path,
+    template_path,
+};
 use crate::api::{PodTemplate, Transition, TransitionEvent};
 
 /// Where the allowed signers of a repository stand, on the branch that people commit to.
@@ -339,9 +341,18 @@ impl Books {
             };
             match Place::parse(&change.path).filter(|(folder, _)| *folder == place) {
                 Some((_, Place::Plan)) => text.clone_into(&mut entry.plan),
-                Some((_, Place::Template { hash })) => self.template(id, change, hash, text, &mut entry),
+                Some((_, Place::Template | Place::Good)) => self.template(id, &change.path, text, &mut entry),
                 _ => {}
             }
+        }
+        let known = template_path(&key.0, &key.1);
+        if entry.transition.event == TransitionEvent::Promoted
+            && let Some(object) = self.tree.get(&known).cloned()
+        {
+            // What is promoted is what the ledger knew of the release.
+            let content = history.read(&object).await?;
+            let text = content.bytes().map(String::from_utf8_lossy).unwrap_or_default();
+            self.template(id, &known, &text, &mut entry);
         }
         // As it was before this entry: what goes with it is among the changes.
         let gone = changes.iter().filter(|change| change.after.is_none()).map(|change| change.path.as_str());
@@ -474,31 +485,27 @@ impl Books {
         trailers: &Trailers,
         entry: &mut LedgerEntry,
     ) -> Result<()> {
-        for path in trailers.all("Evidence") {
-            let object = self.tree.get(path).cloned().unwrap_or_default();
-            let content = history.read(&object).await?;
-            let Ok(body) = serde_json::from_slice::<Value>(content.bytes().unwrap_or_default()) else {
-                self.fault(Some(id), path, "the evidence that this entry names", "nothing that can be read");
-                continue;
-            };
-            let stem = Path::new(path).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-            let stage = body.get("stage").and_then(Value::as_str).unwrap_or(stem).to_owned();
-            entry.evidence.push(Evidence { stage, body });
+        if trailers.get("Evidence").is_none() {
+            return Ok(());
+        }
+        let path = evidence_path(&entry.namespace, &entry.name);
+        let object = self.tree.get(&path).cloned().unwrap_or_default();
+        let content = history.read(&object).await?;
+        match Evidence::all(content.bytes().unwrap_or_default()) {
+            Ok(evidence) => entry.evidence = evidence,
+            Err(_) => self.fault(Some(id), &path, "the evidence that this entry names", "nothing that can be read"),
         }
         Ok(())
     }
 
-    fn template(&mut self, id: &str, change: &Change, name: &str, text: &str, entry: &mut LedgerEntry) {
+    fn template(&mut self, id: &str, path: &str, text: &str, entry: &mut LedgerEntry) {
         let template = PodTemplate(serde_json::from_str(text).unwrap_or_default());
         let hash = template.hash_v1();
-        if name != hash || !hash.starts_with(&entry.transition.revision_to) {
-            let expected = format!("the template of {}, under its hash", entry.transition.revision_to);
-            self.fault(Some(id), &change.path, &expected, &format!("one with the hash {hash}"));
+        if !hash.starts_with(&entry.transition.revision_to) {
+            let expected = format!("the template of {}", entry.transition.revision_to);
+            self.fault(Some(id), path, &expected, &format!("one with the hash {hash}"));
         }
-        if change.before.is_some() {
-            self.fault(Some(id), &change.path, "a template that never changes", "a change");
-        }
-        entry.template = Some((name.to_owned(), template.0));
+        entry.template = Some(template.0);
     }
 
     fn message(&mut self, commit: &Commit, expected: &str) {

@@ -146,7 +146,7 @@ pub fn entry(
         state: status.map(state_document).unwrap_or_default(),
         plan: if waiting.last { plan() } else { String::new() },
         evidence,
-        template: template.map(|template| (template.hash_v1(), template.0.clone())),
+        template: template.map(|template| template.0.clone()),
         operator: concat!("sluice/", env!("CARGO_PKG_VERSION")).to_owned(),
     }
 }
@@ -398,7 +398,7 @@ mod tests {
         assert_eq!((entries[0].state.is_null(), entries[0].plan.as_str()), (true, ""));
         assert_eq!((entries[1].state["phase"].as_str(), entries[1].plan.as_str()), (Some("Pending"), "next"));
         assert!(entries[1].state.get("pendingLog").is_none());
-        assert_eq!(entries[0].template.as_ref().unwrap().0, template.hash_v1());
+        assert_eq!(entries[0].template, Some(template.0));
     }
 
     #[test]

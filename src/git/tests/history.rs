@@ -78,7 +78,7 @@ async fn a_history_is_read_across_epochs_from_any_clone() {
         assert_eq!(trailers.get("Weight"), Some("0->20"));
         assert_eq!(trailers.to_json()["Seq"], "1");
         let state = "shop/web/state.json";
-        let all = ["shop/web/evidence/step-1.json", "shop/web/plan.md", state];
+        let all = ["shop/web/README.md", "shop/web/facts.json", "shop/web/plan.md"];
         assert_eq!(changed[..3], all.map(str::to_owned));
         assert_eq!(commits[2].1, Vec::<String>::new(), "an epoch begins with the tree of the one before");
         assert!(commits[2].0.parents.is_empty());
@@ -94,8 +94,8 @@ async fn what_files_hold_is_read_when_it_is_asked_for() {
     let mut history = archive.history(chain.segments).await.unwrap();
     let first = history.next().await.unwrap().unwrap();
     let changes = history.changes(&first).await.unwrap();
-    let evidence = changes.iter().find(|change| change.path.contains("/evidence/")).unwrap();
-    let wanted = Content::File(b"{\n  \"verdict\": \"Pass\"\n}\n".to_vec());
+    let evidence = changes.iter().find(|change| change.path.ends_with("/facts.json")).unwrap();
+    let wanted = Content::File(b"{\n  \"step-1\": {\n    \"verdict\": \"Pass\"\n  }\n}\n".to_vec());
     assert_eq!(history.read(evidence.file().unwrap()).await.unwrap(), wanted);
     assert_eq!(history.read(&format!("{}:{}", first.id, evidence.path)).await.unwrap(), wanted);
     for nothing in [format!("{}:no such file", first.id), first.id.clone(), "x\ny".to_owned(), String::new()] {
@@ -117,7 +117,7 @@ async fn a_part_of_a_history_knows_what_was_before_it() {
     let paths: Vec<_> = history.changes(&commit).await.unwrap().into_iter().map(|change| change.path).collect();
     assert_eq!(
         paths,
-        ["README.md", "shop/api/plan.md", "shop/api/state.json", "shop/api/templates/bbbbbbbbbb00ff.json"]
+        ["README.md", "shop/api/README.md", "shop/api/plan.md", "shop/api/pod.json", "shop/api/state.json"]
     );
     assert_eq!(history.next().await.unwrap(), None);
 }
