@@ -14,7 +14,7 @@ mod observers;
 #[path = "engine_properties/run.rs"]
 mod run;
 
-use history::{BLUE_GREEN, History};
+use history::{BLUE_GREEN, BY_PODS, History};
 use mutants::Mutant;
 use run::{play, tell};
 
@@ -64,7 +64,8 @@ fn report(history: History) -> String {
 fn every_history_keeps_every_promise() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let histories = number("SLUICE_HISTORIES").unwrap_or(HISTORIES);
-    let drawn = || (0..histories).chain(BLUE_GREEN..BLUE_GREEN + histories / 2);
+    let of = |first: u64| first..first + histories / 2;
+    let drawn = || (0..histories).chain(of(BLUE_GREEN)).chain(of(BY_PODS));
     let all = || drawn().chain(FOUND.into_iter().filter(|seed| !drawn().any(|drawn| drawn == *seed))).collect();
     let seeds: Vec<u64> = number("SLUICE_SEED").map_or_else(all, |seed| vec![seed]);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
@@ -97,7 +98,7 @@ fn planted_bugs_are_all_caught() {
     let mut missed = Vec::new();
     for mutant in Mutant::ALL {
         let breaks = format!("{} at ", mutant.breaks());
-        let caught = (0..400).chain(BLUE_GREEN..BLUE_GREEN + 400).find_map(|seed| {
+        let caught = (0..400).chain(BLUE_GREEN..BLUE_GREEN + 400).chain(BY_PODS..BY_PODS + 400).find_map(|seed| {
             let violations = play(&History::of(seed), Some(mutant)).observers.violations;
             Some((seed, violations.into_iter().find(|violation| violation.starts_with(&breaks))?))
         });

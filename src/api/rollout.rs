@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, PodTemplate, RolloutStatus, RouteKey, RouteKind};
+use super::{Duration, PodCount, PodTemplate, RolloutStatus, RouteKey, RouteKind};
 
 /// A workload whose new versions take over step by step.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -121,6 +121,12 @@ pub struct Strategy {
     validation = Rule::new("!has(self.analysis) || !has(self.analysis.startingStep) || self.analysis.startingStep <= (has(self.steps) ? self.steps.size() : 0)")
         .message("must not be greater than the number of steps")
         .field_path(".analysis.startingStep"),
+    validation = Rule::new("!has(self.trafficRouting) || !(has(self.maxSurge) || has(self.maxUnavailable))")
+        .message("is of a canary without trafficRouting: with routes, the canary's pods come on top")
+        .field_path(".maxSurge"),
+    validation = Rule::new("has(self.trafficRouting) || !has(self.steps) || !self.steps.exists(step, has(step.setCanaryScale))")
+        .message("setCanaryScale needs trafficRouting: without routes the pods are the weight")
+        .field_path(".steps"),
 )]
 pub struct CanaryStrategy {
     /// The Service of the version that is known to be good.
@@ -131,9 +137,16 @@ pub struct CanaryStrategy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub canary_service: Option<String>,
-    /// What splits the traffic between the two.
+    /// What splits the traffic between the two. Without it the share of the pods is the share of the traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic_routing: Option<TrafficRouting>,
+    /// Without routes: pods above `replicas` while versions change, a percentage rounded up; 25% when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_surge: Option<PodCount>,
+    /// Without routes: pods of `replicas` that may be missing while versions change, a percentage rounded down; 25%
+    /// when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_unavailable: Option<PodCount>,
     /// Judges the canary in the background, from `startingStep` to the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub analysis: Option<BackgroundAnalysis>,
@@ -271,19 +284,43 @@ pub struct Argument {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("[has(self.setWeight), has(self.pause), has(self.analysis)].filter(given, given).size() == 1", "a step holds exactly one of setWeight, pause and analysis"),
+    validation = ("[has(self.setWeight), has(self.setCanaryScale), has(self.pause), has(self.analysis)].filter(given, given).size() == 1", "a step holds exactly one of setWeight, setCanaryScale, pause and analysis"),
 )]
 pub struct CanaryStep {
     /// The canary's share of the traffic in percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub set_weight: Option<i32>,
+    /// The canary's pods, from here on: more than its weight needs, never fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_canary_scale: Option<CanaryScale>,
     /// Wait for a time, for approvals, or (with neither) for a person to go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<PauseStep>,
     /// Judge the canary, and go on when it passes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub analysis: Option<AnalysisReference>,
+}
+
+/// How many pods the canary has: exactly one of its fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = ("[has(self.replicas), has(self.weight), has(self.matchTrafficWeight)].filter(given, given).size() == 1", "give exactly one of replicas, weight and matchTrafficWeight"),
+)]
+pub struct CanaryScale {
+    /// So many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub replicas: Option<i32>,
+    /// So many percent of `spec.replicas`, rounded up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub weight: Option<i32>,
+    /// As many as the weight needs, again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = [true]))]
+    pub match_traffic_weight: Option<bool>,
 }
 
 /// A pause.
@@ -400,6 +437,10 @@ impl RolloutSpec {
 }
 
 impl Strategy {
+    /// A canary without routes: its share of the pods is its share of the traffic.
+    pub fn by_pods(&self) -> Option<&CanaryStrategy> {
+        self.canary.as_ref().filter(|canary| canary.traffic_routing.is_none())
+    }
     fn traffic_routing(&self) -> Option<&TrafficRouting> {
         self.canary.as_ref()?.traffic_routing.as_ref()
     }
@@ -426,6 +467,13 @@ impl Strategy {
 }
 
 impl CanaryStrategy {
+    /// Without routes: pods above `replicas`, and pods of `replicas` that may be missing, while versions change. Never
+    /// both none, or nothing could ever change.
+    pub fn surge_and_unavailable(&self, replicas: i32) -> (i32, i32) {
+        let surge = self.max_surge.unwrap_or(PodCount::Percent(25)).rounded_up(replicas);
+        let unavailable = self.max_unavailable.unwrap_or(PodCount::Percent(25)).rounded_down(replicas);
+        (surge, if surge == 0 { unavailable.max(1) } else { unavailable })
+    }
     /// The routes, each with the field that names it.
     pub fn routes(&self) -> impl Iterator<Item = (String, RouteKey)> {
         let routing = self.traffic_routing.as_ref().and_then(|routing| routing.gateway_api.as_ref());

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Effect, ServiceState, Snapshot, Wait, WaitOn};
-use crate::api::{PodTemplate, References, ReleaseState, Seen, SeenRevision, SeenWeight};
+use crate::api::{CanaryStrategy, PodTemplate, References, ReleaseState, Seen, SeenRevision, SeenWeight};
 
 /// Where pods and traffic should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +61,7 @@ pub fn facts(snapshot: &Snapshot, before: &Seen, now: DateTime<Utc>) -> Seen {
     let stable_service = service(&references.stable_service, &before.stable_service);
     let canary_service = service(&references.canary_service, &before.canary_service);
     let value = match &snapshot.spec.strategy.blue_green {
+        None if snapshot.spec.strategy.by_pods().is_some() => Some(share_of_pods(snapshot)),
         Some(_) => stable_service.as_ref().and_then(|fact| switched(snapshot, &fact.revision)),
         None => accepted_weight(snapshot, before.weight.as_ref().map(|weight| weight.value)),
     };
@@ -80,6 +81,40 @@ fn switched(snapshot: &Snapshot, active: &str) -> Option<i32> {
     }
     let release = status.release.as_ref().filter(|release| release.revision == active)?;
     Some(if release.state == ReleaseState::FirstDeploy { 0 } else { 100 })
+}
+
+/// The canary's share of the pods that are asked for, in percent: 0 when it has none, 100 when only it has any.
+pub(super) fn share_of_pods(snapshot: &Snapshot) -> i32 {
+    let release = snapshot.status.release.as_ref().filter(|release| release.state != ReleaseState::FirstDeploy);
+    let own = release.filter(|release| snapshot.status.stable_revision.as_ref() != Some(&release.revision));
+    let Some(canary) = own.and_then(|release| snapshot.revisions.get(&release.revision)) else { return 0 };
+    // One that is still on its way out may still answer.
+    let pods =
+        |state: &super::RevisionState| i64::from(if state.replicas > 0 { state.replicas } else { state.current });
+    let total: i64 = snapshot.revisions.values().map(pods).sum();
+    match pods(canary) {
+        0 => 0,
+        all if all == total => 100,
+        some => i32::try_from((some * 100 + total / 2) / total).unwrap_or(100).clamp(1, 99),
+    }
+}
+
+/// Without routes: the pods of stable and canary when the canary has `percent` of `replicas`, the nearest that pods can
+/// be. Each side has one pod at least while the weight is between 0 and 100; with a single replica that takes one above
+/// it, or the canary has none.
+pub fn split_pods(replicas: i32, percent: i32, surge: i32) -> (i32, i32) {
+    let replicas = replicas.max(0);
+    let nearest =
+        i32::try_from((i64::from(replicas) * i64::from(percent.clamp(0, 100)) + 50) / 100).unwrap_or(replicas);
+    match (replicas, percent) {
+        (_, ..=0) | (0, _) => (replicas, 0),
+        (_, 100..) => (0, replicas),
+        (1, _) => (1, surge.clamp(0, 1)),
+        _ => {
+            let canary = nearest.clamp(1, replicas.saturating_sub(1));
+            (replicas.saturating_sub(canary), canary)
+        }
+    }
 }
 
 /// The weight that every rule of every route holds and the gateway has accepted. A small base cannot tell every
@@ -102,6 +137,9 @@ fn accepted_weight(snapshot: &Snapshot, before: Option<i32>) -> Option<i32> {
 /// The next single safe effect on the way to `target`.
 pub fn converge(snapshot: &Snapshot, target: &Target, seen: &Seen, now: DateTime<Utc>) -> Convergence {
     let view = View { snapshot, references: snapshot.spec.references(), target, seen, now };
+    if let Some(canary) = snapshot.spec.strategy.by_pods() {
+        return view.replace(canary);
+    }
     if let Some(effect) = view.grow() {
         return effect;
     }
@@ -243,6 +281,84 @@ impl View<'_> {
             Some(_) if astray.iter().any(|share| *share < weight) => self.raise(weight, &canary, ready_canary),
             _ => self.write(weight),
         }
+    }
+
+    /// Without routes: pods take each other's place, never more than `maxSurge` above and never fewer than
+    /// `maxUnavailable` below what is asked for. A pod that is not available carries nothing, so it may always go.
+    fn replace(&self, canary: &CanaryStrategy) -> Convergence {
+        let (surge, unavailable) = canary.surge_and_unavailable(self.replicas());
+        let sizes = &self.target.sizes;
+        let wanted = |revision: &String| sizes.get(revision).copied().unwrap_or_default();
+        let revisions = &self.snapshot.revisions;
+        let available = |state: &super::RevisionState| state.available.min(state.ready).min(state.replicas).max(0);
+        if let Some(effect) = self.follow() {
+            return effect;
+        }
+        let total: i32 = revisions.values().map(|state| state.replicas).sum();
+        let room = self.replicas().saturating_add(surge).saturating_sub(total);
+        let short = sizes.iter().find(|(revision, size)| {
+            revisions.get(*revision).is_none_or(|state| state.replicas < **size) && **size > 0
+        });
+        if let Some((revision, size)) = short.filter(|_| room > 0) {
+            let Some(state) = revisions.get(revision) else {
+                let Some(template) = template(self.snapshot, revision) else {
+                    let message = format!("the template of revision {revision} is not known any more");
+                    return hold(WaitOn::Spec, None, message);
+                };
+                let replicas = room.min(*size);
+                return Convergence::Do(Effect::CreateReplicaSet { revision: revision.clone(), template, replicas });
+            };
+            let replicas = state.replicas.saturating_add(room).min(*size);
+            return Convergence::Do(Effect::Scale { revision: revision.clone(), replicas });
+        }
+        let serving: i32 = revisions.values().map(available).sum();
+        let spare = serving.saturating_sub(self.replicas().saturating_sub(unavailable)).max(0);
+        // What nobody asks for goes first.
+        let mut surplus: Vec<_> =
+            revisions.iter().filter(|(revision, state)| state.replicas > wanted(revision)).collect();
+        surplus.sort_by_key(|(revision, _)| wanted(revision) > 0);
+        let mut stays = false;
+        for (revision, state) in surplus {
+            let idle = state.replicas.saturating_sub(available(state));
+            let replicas = state.replicas.saturating_sub(idle.saturating_add(spare)).max(wanted(revision));
+            if replicas < state.replicas {
+                return Convergence::Do(Effect::Scale { revision: revision.clone(), replicas });
+            }
+            stays = true;
+        }
+        if stays || short.is_some() {
+            let least = self.replicas().saturating_sub(unavailable);
+            let message = format!("{serving} of {} pods are available, at least {least} must be", self.replicas());
+            return hold(WaitOn::Pods, None, message);
+        }
+        let trial = self.target.canary_service.as_ref().filter(|_| self.target.weight > 0);
+        match trial.and_then(|revision| Some((revision, revisions.get(revision)?))) {
+            Some((revision, state)) if available(state) < wanted(revision) => self.pods(revision, wanted(revision)),
+            _ => Convergence::Reached,
+        }
+    }
+
+    /// Without routes the two Services are a convenience: they select their side as soon as it has a ready pod, and
+    /// never one that is about to go.
+    fn follow(&self) -> Option<Convergence> {
+        let ready = |revision: &String| self.snapshot.revisions.get(revision).is_some_and(|state| state.ready > 0);
+        let stable = &self.target.stable_service;
+        let sides = [
+            (&self.references.stable_service, Some(stable)),
+            (&self.references.canary_service, self.target.canary_service.as_ref()),
+        ];
+        for (name, wanted) in sides {
+            let Some(name) = name else { continue };
+            let Some(service) = self.snapshot.services.get(name) else { continue };
+            let selected = service.selects.as_ref();
+            let goes = |revision: &String| self.target.sizes.get(revision).copied().unwrap_or_default() == 0;
+            let wanted = wanted.or_else(|| selected.filter(|revision| goes(revision)).map(|_| stable));
+            if let Some(revision) = wanted.filter(|revision| selected != Some(*revision) && ready(revision)) {
+                let (service, revision) = (name.clone(), revision.clone());
+                return Some(Convergence::Do(Effect::SelectRevision { service, revision }));
+            }
+        }
+        None
     }
 
     /// Blue/green: one Service has all the traffic, and what it selects changes at once. The version on trial has the

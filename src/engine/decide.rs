@@ -6,7 +6,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::converge::{Convergence, Target, converge, facts, template};
+use super::converge::{Convergence, Target, converge, facts, share_of_pods, split_pods, template};
 use super::plan::{Gate, Plan, Pods, Stage, plan};
 use super::recover::{denied, position};
 use super::{AnalysisState, Effect, InterventionState, LedgerState, Problem, Snapshot, Turn, Wait, WaitOn};
@@ -136,6 +136,11 @@ impl Decision<'_> {
         self.snapshot.spec.strategy.blue_green.is_some()
     }
 
+    /// A canary without routes: its pods are its weight.
+    fn by_pods(&self) -> bool {
+        self.snapshot.spec.strategy.by_pods().is_some()
+    }
+
     fn replicas(&self) -> i32 {
         self.snapshot.spec.replicas().max(0)
     }
@@ -149,11 +154,12 @@ impl Decision<'_> {
         let references = self.snapshot.spec.references();
         let is_there = |name: &String| self.snapshot.services.contains_key(name);
         let stable = references.stable_service.as_ref().is_some_and(is_there);
-        let complete = stable
-            && (self.blue_green()
-                || references.canary_service.as_ref().is_some_and(is_there)
-                    && !references.routes.is_empty()
-                    && references.routes.iter().all(|name| self.snapshot.routes.contains_key(name)));
+        let complete = self.by_pods()
+            || stable
+                && (self.blue_green()
+                    || references.canary_service.as_ref().is_some_and(is_there)
+                        && !references.routes.is_empty()
+                        && references.routes.iter().all(|name| self.snapshot.routes.contains_key(name)));
         let release = self.snapshot.status.release.as_ref();
         let going_back = release.is_some_and(|release| {
             release.state == ReleaseState::Aborted || self.in_flight().is_some() && self.abort_cause().is_some()
@@ -576,7 +582,7 @@ impl Decision<'_> {
 
     /// What was stable before is kept for its time, whatever has begun since: going back to it needs no new pods.
     fn keep_old(&self, target: &mut Target) {
-        let Some(old) = self.snapshot.status.promoted_revisions.first() else { return };
+        let Some(old) = self.snapshot.status.promoted_revisions.first().filter(|_| !self.by_pods()) else { return };
         if self.kept_until().is_some_and(|until| until > self.now)
             && !target.sizes.contains_key(old)
             && let Some(state) = self.snapshot.revisions.get(old)
@@ -1108,8 +1114,11 @@ impl Decision<'_> {
 
     fn target(&self, revision: &str, stable: &str, weight: i32, pods: Pods) -> Target {
         let replicas = self.replicas();
-        let size = pods.size(replicas, weight);
-        let mut sizes: std::collections::BTreeMap<String, i32> = [(stable.to_owned(), replicas)].into();
+        let (base, size) = match self.snapshot.spec.strategy.by_pods() {
+            Some(canary) => split_pods(replicas, weight, canary.surge_and_unavailable(replicas).0),
+            None => (replicas, pods.size(replicas, weight)),
+        };
+        let mut sizes: std::collections::BTreeMap<String, i32> = [(stable.to_owned(), base)].into();
         let kept = sizes.entry(revision.to_owned()).or_default();
         *kept = (*kept).max(size);
         let mut target = Target {
@@ -1127,8 +1136,9 @@ impl Decision<'_> {
 
     fn promoting(mut self, release: Release, stable: &str) -> Turn {
         let replicas = self.replicas();
+        let base = if self.by_pods() { 0 } else { replicas };
         let mut target = Target {
-            sizes: [(stable.to_owned(), replicas), (release.revision.clone(), replicas)].into(),
+            sizes: [(stable.to_owned(), base), (release.revision.clone(), replicas)].into(),
             stable_service: release.revision.clone(),
             canary_service: Some(release.revision.clone()),
             weight: 0,
@@ -1246,7 +1256,8 @@ impl Decision<'_> {
         let replicas = self.replicas();
         let kept_until =
             abort.at.min(self.now).checked_add_signed(self.snapshot.spec.strategy.abort_scale_down_delay().delta());
-        let kept = kept_until.filter(|until| *until > self.now);
+        // Without routes whatever has pods has traffic.
+        let kept = kept_until.filter(|until| *until > self.now && !self.by_pods());
         let mut target = Target {
             sizes: [(stable.to_owned(), replicas)].into(),
             stable_service: stable.to_owned(),
@@ -1622,6 +1633,9 @@ impl Decision<'_> {
 
     /// The most that the canary has in any rule, or by the active Service: as written, accepted or not.
     fn written(&self) -> i32 {
+        if self.by_pods() {
+            return share_of_pods(self.snapshot);
+        }
         if self.blue_green() {
             let active = self.snapshot.spec.references().stable_service;
             let selected = active.and_then(|name| self.snapshot.services.get(&name)?.selects.clone());

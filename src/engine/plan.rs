@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::Problem;
 use super::converge::share;
-use crate::api::{AnalysisReference, BlueGreenStrategy, CanaryStrategy, Duration, RolloutSpec, names};
+use crate::api::{AnalysisReference, BlueGreenStrategy, CanaryStrategy, Duration, PodCount, RolloutSpec, names};
 
 /// Everything that lies ahead of a new version.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,16 +153,25 @@ pub fn plan(spec: &RolloutSpec) -> Result<Plan, Vec<Problem>> {
 
 fn services_and_routes(canary: &CanaryStrategy, problems: &mut Vec<Problem>) {
     const ROOT: &str = "spec.strategy.canary";
-    if canary.traffic_routing.is_none() {
-        let cure = "a canary without a router is not served yet; name a route in gatewayAPI";
-        problems.push(unsupported(&format!("{ROOT}.trafficRouting"), cure));
-    } else if canary.routes().next().is_none() {
-        problems.push(invalid(&format!("{ROOT}.trafficRouting.gatewayAPI"), "name at least one route"));
-    }
-    for (field, service) in [("stableService", &canary.stable_service), ("canaryService", &canary.canary_service)] {
-        if service.as_deref().is_none_or(str::is_empty) {
-            problems.push(invalid(&format!("{ROOT}.{field}"), "is required"));
+    if canary.traffic_routing.is_some() {
+        if canary.routes().next().is_none() {
+            problems.push(invalid(&format!("{ROOT}.trafficRouting.gatewayAPI"), "name at least one route"));
         }
+        for (field, service) in [("stableService", &canary.stable_service), ("canaryService", &canary.canary_service)] {
+            if service.as_deref().is_none_or(str::is_empty) {
+                problems.push(invalid(&format!("{ROOT}.{field}"), "is required"));
+            }
+        }
+    }
+    for (field, count) in [("maxSurge", canary.max_surge), ("maxUnavailable", canary.max_unavailable)] {
+        if count.is_some() && canary.traffic_routing.is_some() {
+            problems.push(invalid(&format!("{ROOT}.{field}"), "is of a canary without trafficRouting"));
+        }
+    }
+    let none = |count: Option<PodCount>| count.is_some_and(|count| count.rounded_up(100) == 0);
+    if none(canary.max_surge) && none(canary.max_unavailable) {
+        let cure = "must not be 0 together with maxSurge: no pod could ever be replaced";
+        problems.push(invalid(&format!("{ROOT}.maxUnavailable"), cure));
     }
     if canary.stable_service.is_some() && canary.stable_service == canary.canary_service {
         problems.push(invalid(&format!("{ROOT}.canaryService"), "must differ from stableService"));
@@ -183,11 +192,11 @@ fn services_and_routes(canary: &CanaryStrategy, problems: &mut Vec<Problem>) {
 
 fn stages(canary: &CanaryStrategy, problems: &mut Vec<Problem>) -> Vec<Stage> {
     let mut stages = Vec::with_capacity(canary.steps.len() + 1);
-    let mut weight = 0;
+    let (mut weight, mut pods) = (0, Pods::ForWeight);
     for (index, step) in canary.steps.iter().enumerate() {
         let field = format!("spec.strategy.canary.steps[{index}]");
-        let (gate, label) = match (step.set_weight, &step.pause, &step.analysis) {
-            (Some(percent), None, None) => {
+        let (gate, label) = match (step.set_weight, &step.set_canary_scale, &step.pause, &step.analysis) {
+            (Some(percent), None, None, None) => {
                 if !(0..=100).contains(&percent) {
                     let side = if percent > 100 { "above 100" } else { "below 0" };
                     problems.push(invalid(&format!("{field}.setWeight"), &format!("{percent} is {side}")));
@@ -195,7 +204,29 @@ fn stages(canary: &CanaryStrategy, problems: &mut Vec<Problem>) -> Vec<Stage> {
                 weight = percent.clamp(0, 100);
                 (Gate::Ready, format!("{weight} %"))
             }
-            (None, Some(pause), None) => match (pause.duration, pause.approvals) {
+            (None, Some(scale), None, None) => {
+                let field = format!("{field}.setCanaryScale");
+                if canary.traffic_routing.is_none() {
+                    let cure = "needs trafficRouting: without routes the pods are the weight";
+                    problems.push(invalid(&field, cure));
+                }
+                let (asked, label) = match (scale.replicas, scale.weight, scale.match_traffic_weight) {
+                    (Some(1), None, None) => (Pods::Number(1), "1 pod".to_owned()),
+                    (Some(number), None, None) if number >= 0 => (Pods::Number(number), format!("{number} pods")),
+                    (None, Some(percent), None) if (0..=100).contains(&percent) => {
+                        (Pods::Percent(percent), format!("{percent} % of the pods"))
+                    }
+                    (None, None, Some(true)) => (Pods::ForWeight, "pods as the weight needs".to_owned()),
+                    _ => {
+                        problems
+                            .push(invalid(&field, "give exactly one of replicas, weight and matchTrafficWeight: true"));
+                        continue;
+                    }
+                };
+                pods = asked;
+                (Gate::Ready, label)
+            }
+            (None, None, Some(pause), None) => match (pause.duration, pause.approvals) {
                 (Some(_), Some(_)) => {
                     problems.push(invalid(&format!("{field}.pause"), "give duration or approvals, not both"));
                     continue;
@@ -211,7 +242,7 @@ fn stages(canary: &CanaryStrategy, problems: &mut Vec<Problem>) -> Vec<Stage> {
                     (gate, label)
                 }
             },
-            (None, None, Some(analysis)) => {
+            (None, None, None, Some(analysis)) => {
                 if analysis.templates.is_empty() {
                     problems.push(invalid(&format!("{field}.analysis.templates"), "name at least one template"));
                 }
@@ -220,11 +251,11 @@ fn stages(canary: &CanaryStrategy, problems: &mut Vec<Problem>) -> Vec<Stage> {
                 (gate, label)
             }
             _ => {
-                problems.push(invalid(&field, "holds exactly one of setWeight, pause and analysis"));
+                problems.push(invalid(&field, "holds exactly one of setWeight, setCanaryScale, pause and analysis"));
                 continue;
             }
         };
-        stages.push(Stage { weight, pods: Pods::ForWeight, gate, label, step: Some(index) });
+        stages.push(Stage { weight, pods, gate, label, step: Some(index) });
     }
     stages.push(promote());
     stages
@@ -293,8 +324,4 @@ fn blue_green_stages(blue_green: &BlueGreenStrategy, problems: &mut Vec<Problem>
 
 fn invalid(field: &str, message: &str) -> Problem {
     Problem { reason: "InvalidSpec".to_owned(), field: Some(field.to_owned()), message: format!("{field}: {message}") }
-}
-
-fn unsupported(field: &str, message: &str) -> Problem {
-    Problem { reason: "Unsupported".to_owned(), field: Some(field.to_owned()), message: format!("{field}: {message}") }
 }

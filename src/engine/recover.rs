@@ -62,8 +62,9 @@ pub(super) fn position(snapshot: &Snapshot, plan: &Plan) -> Option<Position> {
         (None, Some(recorded)) => (recorded, "the log"),
         (None, None) => {
             // The stable Service was never narrowed: it selects every pod. What serves longest is what was there first.
+            // (Without routes no Service is ever needed, and this says nothing of a first version on its way.)
             let serving = witness.serving()?;
-            if serving == witness.desired {
+            if serving == witness.desired && snapshot.spec.strategy.by_pods().is_none() {
                 return None;
             }
             (serving, "the pods")
@@ -165,10 +166,13 @@ impl<'a> Witness<'a> {
             || self.snapshot.ledger.aborted.contains_key(revision) && !flies
     }
 
-    /// Of the revisions with pods the one with the most that are ready, the eldest of equals.
+    /// Of the revisions with pods the one with the most that are ready, the eldest of equals. Where pods are the weight
+    /// their number says nothing: there the eldest that serves.
     fn serving(&self) -> Option<String> {
         let living = self.snapshot.revisions.iter().filter(|(name, state)| lives(state) && !self.was_aborted(name));
-        let best = living.max_by_key(|(name, state)| (state.ready, std::cmp::Reverse((state.created_at, *name))));
+        let by_pods = self.snapshot.spec.strategy.by_pods().is_some();
+        let serves = |state: &RevisionState| if by_pods { state.ready.min(1) } else { state.ready };
+        let best = living.max_by_key(|(name, state)| (serves(state), std::cmp::Reverse((state.created_at, *name))));
         best.map(|(name, _)| name.clone())
     }
 

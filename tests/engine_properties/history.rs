@@ -109,6 +109,8 @@ pub fn with_steps(spec: &mut RolloutSpec, number: u8) {
 
 /// Seeds from here on are of blue/green; those below of a canary with routes.
 pub const BLUE_GREEN: u64 = 1_000_000;
+/// Seeds from here on are of a canary without routes.
+pub const BY_PODS: u64 = 2_000_000;
 
 impl History {
     pub fn of(seed: u64) -> Self {
@@ -135,7 +137,23 @@ impl History {
                 "abortScaleDownDelaySeconds": random.of(&[0, 5, 30]),
             }},
         });
-        if seed >= BLUE_GREEN {
+        if seed >= BY_PODS {
+            let surge = random.of(&[
+                (json!("25%"), json!("25%")),
+                (json!(1), json!(0)),
+                (json!(0), json!(1)),
+                (json!("100%"), json!(0)),
+            ]);
+            let mut canary = json!({"maxSurge": surge.0, "maxUnavailable": surge.1});
+            if random.chance(50) {
+                canary["stableService"] = json!("stable");
+                canary["canaryService"] = json!("canary");
+            }
+            if random.chance(60) {
+                canary["analysis"] = json!({"templates": [{"templateName": "b"}]});
+            }
+            spec["strategy"] = json!({"canary": canary});
+        } else if seed >= BLUE_GREEN {
             spec["strategy"] = json!({"blueGreen": {
                 "activeService": "stable",
                 "scaleDownDelaySeconds": random.of(&[0, 5, 30]),

@@ -30,10 +30,11 @@ pub enum Mutant {
     SwitchBeforeReady,
     PreviewIsLive,
     OldGoesAtOnce,
+    ReplaceBeforeReady,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::RaiseBeforeReady,
         Self::ShrinkBeforeRoute,
         Self::SkipSettle,
@@ -54,6 +55,7 @@ impl Mutant {
         Self::SwitchBeforeReady,
         Self::PreviewIsLive,
         Self::OldGoesAtOnce,
+        Self::ReplaceBeforeReady,
     ];
 
     /// The promise that it breaks, as the observers name it: another one that it breaks beside it does not count.
@@ -68,6 +70,7 @@ impl Mutant {
             Self::SkipSettle | Self::SelectInTraffic => "S9",
             Self::IgnoreEpoch => "S10",
             Self::SwitchBeforeReady | Self::PreviewIsLive | Self::OldGoesAtOnce => "S12",
+            Self::ReplaceBeforeReady => "S3",
             Self::WriteAtRest => "L1",
             Self::ForgetWakeUp => "L3",
         }
@@ -157,6 +160,15 @@ impl Mutant {
                         service: blue_green.active_service.clone(),
                         revision: release.revision.clone(),
                     }),
+                    _ => Turn::Wait(wait),
+                }
+            }
+            (Self::ReplaceBeforeReady, Turn::Wait(wait)) if wait.on == WaitOn::Pods => {
+                let stable = snapshot.status.stable_revision.clone().filter(|_| stepping.is_some());
+                match stable.filter(|_| snapshot.spec.strategy.by_pods().is_some()) {
+                    Some(revision) if snapshot.revisions.get(&revision).is_some_and(|state| state.replicas > 0) => {
+                        Turn::Apply(Effect::Scale { revision, replicas: 0 })
+                    }
                     _ => Turn::Wait(wait),
                 }
             }

@@ -43,6 +43,10 @@ fn blue_green(world: &World) -> bool {
     world.spec.strategy.blue_green.is_some()
 }
 
+fn by_pods(world: &World) -> bool {
+    world.spec.strategy.by_pods().is_some()
+}
+
 /// The Service of a side; a preview need not be there.
 fn side_name(world: &World, side: usize) -> Option<String> {
     let named = world.spec.references();
@@ -91,6 +95,9 @@ impl Observers {
                 self.live.insert(name.clone(), route.rules.clone());
             }
         }
+        if by_pods(world) {
+            return;
+        }
         for side in [0, 1] {
             let reach = |rules: &[RuleState]| rules.iter().any(|rule| side_weight(rule, side) > 0);
             let written = world.routes.values().any(|route: &Route| reach(&route.rules));
@@ -121,6 +128,10 @@ impl Observers {
                     self.fail(before, "S1", format!("{rule:?} in {name}"));
                 }
             }
+        }
+        if by_pods(before) {
+            self.replace(before, effect, after);
+            return;
         }
         match effect {
             Effect::SetWeight { route, percent } => self.weight(before, route, *percent, after),
@@ -213,6 +224,53 @@ impl Observers {
         for rule in before.routes.values().flat_map(|route| &route.rules) {
             if side_weight(rule, side) > 0 {
                 self.fail(before, "S9", format!("{service} selects {revision} at {rule:?}"));
+            }
+        }
+    }
+
+    /// Without routes: pods take each other's place within bounds, and the canary's are no more than its stage says.
+    fn replace(&mut self, before: &World, effect: &Effect, after: &World) {
+        let canary = before.spec.strategy.by_pods().unwrap();
+        let replicas = before.spec.replicas();
+        let (surge, unavailable) = canary.surge_and_unavailable(replicas);
+        let size = |world: &World, revision: &str| world.replica_sets.get(revision).map_or(0, |set| set.replicas);
+        let total = |world: &World| world.replica_sets.values().map(|set| set.replicas).sum::<i32>();
+        let (Effect::Scale { revision, .. } | Effect::CreateReplicaSet { revision, .. }) = effect else {
+            if let Effect::SelectRevision { service, revision } = effect
+                && pods_ready(before, revision) == 0
+            {
+                self.fail(before, "S2", format!("{service} selects {revision}, which has no ready pod"));
+            }
+            return;
+        };
+        let grown = size(after, revision) > size(before, revision);
+        if grown && total(after) > replicas + surge {
+            self.fail(before, "S3", format!("{} pods where {replicas} and {surge} are allowed", total(after)));
+        }
+        let least = TimeDelta::seconds(i64::from(before.spec.min_ready_seconds.unwrap_or(0)));
+        let available = |world: &World| {
+            let pods = world.replica_sets.values().flat_map(|set| &set.pods);
+            i32::try_from(pods.filter(|pod| pod.ready_for(least, world.now)).count()).unwrap()
+        };
+        let (had, has) = (available(before), available(after));
+        if has < had && has < replicas - unavailable {
+            self.fail(before, "S3", format!("{revision} shrinks, and {has} of {replicas} pods are available"));
+        }
+        let stable = before.status.stable_revision.as_ref();
+        let Some(release) = before.status.release.as_ref().filter(|release| release.revision == *revision) else {
+            return;
+        };
+        if !grown || stable.is_none() || stable == Some(revision) {
+            return;
+        }
+        if self.absorbed || self.abort_is_asked(before) {
+            self.fail(before, "S7", format!("{revision} grows after an abort"));
+        }
+        let stage = plan(&before.spec).ok().and_then(|plan| plan.stage(release.stage).cloned());
+        if let Some(stage) = stage.filter(|_| release.state == ReleaseState::Stepping && release.held_for.is_none()) {
+            let most = (replicas * stage.weight + 50) / 100;
+            if size(after, revision) > most.max(i32::from(stage.weight > 0)) {
+                self.fail(before, "S6", format!("{revision} grows to {} at {} %", size(after, revision), stage.weight));
             }
         }
     }

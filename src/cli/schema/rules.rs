@@ -6,7 +6,7 @@
 use regex::Regex;
 use serde_json::Value;
 
-use crate::api::{Duration, RouteKind, names};
+use crate::api::{Duration, PodCount, RouteKind, names};
 
 /// Whether a value keeps a rule; `None` when the rule has no twin.
 ///
@@ -28,6 +28,9 @@ const TWINS: &[(&str, Twin)] = &[
         "type(self) == int ? self >= 0 && self <= 31622400 : self.matches(r'^([0-9]{1,8}|([0-9]{1,8}(ms|s|m|h|d))+)$')",
         |value| serde_json::from_value::<Duration>(value.clone()).is_ok(),
     ),
+    ("type(self) == int ? self >= 0 && self <= 2147483647 : self.matches(r'^(100|[0-9]{1,2})%$')", |value| {
+        serde_json::from_value::<PodCount>(value.clone()).is_ok()
+    }),
     // Rollout.
     ("self.metadata.name.size() <= 46", |object| {
         size(object.pointer("/metadata/name")).is_none_or(|letters| letters <= names::MAX_ROLLOUT_NAME)
@@ -74,8 +77,20 @@ const TWINS: &[(&str, Twin)] = &[
             lists.into_iter().any(|routes| routes > 0)
         },
     ),
-    ("[has(self.setWeight), has(self.pause), has(self.analysis)].filter(given, given).size() == 1", |step| {
-        ["setWeight", "pause", "analysis"].iter().filter(|verb| has(step, verb)).count() == 1
+    (
+        "[has(self.setWeight), has(self.setCanaryScale), has(self.pause), has(self.analysis)].filter(given, given).size() == 1",
+        |step| ["setWeight", "setCanaryScale", "pause", "analysis"].iter().filter(|verb| has(step, verb)).count() == 1,
+    ),
+    (
+        "[has(self.replicas), has(self.weight), has(self.matchTrafficWeight)].filter(given, given).size() == 1",
+        |scale| ["replicas", "weight", "matchTrafficWeight"].iter().filter(|field| has(scale, field)).count() == 1,
+    ),
+    ("!has(self.trafficRouting) || !(has(self.maxSurge) || has(self.maxUnavailable))", |canary| {
+        !has(canary, "trafficRouting") || !(has(canary, "maxSurge") || has(canary, "maxUnavailable"))
+    }),
+    ("has(self.trafficRouting) || !has(self.steps) || !self.steps.exists(step, has(step.setCanaryScale))", |canary| {
+        let mut steps = canary.get("steps").and_then(Value::as_array).into_iter().flatten();
+        has(canary, "trafficRouting") || !steps.any(|step| has(step, "setCanaryScale"))
     }),
     ("!has(self.duration) || !has(self.approvals)", |pause| !has(pause, "duration") || !has(pause, "approvals")),
     ("!has(self.previewService) || self.previewService != self.activeService", |strategy| {
