@@ -36,6 +36,11 @@ use crate::telemetry::Metrics;
 /// The condition this room owns: git asks for what the cluster has aborted.
 pub const GIT_AHEAD: &str = "GitAhead";
 
+/// A pull request was opened.
+const PROPOSED: &str = "RevertProposed";
+/// A commit was pushed.
+const COMMITTED: &str = "RevertCommitted";
+
 /// How often a branch that moves on meanwhile is read again.
 const TRIES: u32 = 10;
 /// How often a write is tried whose precondition failed.
@@ -261,12 +266,17 @@ impl<D: Doors> WriteBack<D> {
             return after("RevertWaits", format!("{needed}; the log has not recorded the abort yet"), Some(SOON));
         }
         let known = ahead.status.conditions.condition(GIT_AHEAD);
-        let done = ["RevertProposed", "RevertCommitted"];
-        if let Some(known) = known
-            .filter(|known| known.status == ConditionStatus::True && known.message.split(' ').next() == Some(&release))
-            && let Some(reason) = done.into_iter().find(|reason| *reason == known.reason)
-        {
-            return after(reason, known.message.clone(), None);
+        let known = known
+            .filter(|known| known.status == ConditionStatus::True && known.message.split(' ').next() == Some(&release));
+        let said = |reason: &str| known.filter(|known| known.reason == reason).map(|known| known.message.clone());
+        if let Some(message) = said(COMMITTED) {
+            return after(COMMITTED, message, None);
+        }
+        let proposed_before = said(PROPOSED);
+        // What was proposed for want of agreement is committed once enough of the others agree.
+        let may_become_commit = spec.on_abort == OnAbort::Commit && spec.abort_quorum.is_some();
+        if let Some(message) = proposed_before.clone().filter(|_| !may_become_commit) {
+            return after(PROPOSED, message, None);
         }
         let namespace = repo.identity.namespace.as_str();
         let alone = match self.others(namespace, spec, ahead).await? {
@@ -279,8 +289,13 @@ impl<D: Doors> WriteBack<D> {
                 None => Err(format!("{all} clusters follow this path, and abortQuorum is not set")),
             },
         };
-        let repository = self.parts.doors.repository(namespace, spec).await?;
         let commits = spec.on_abort == OnAbort::Commit && alone.is_ok();
+        if let Some(message) = proposed_before.filter(|_| !commits) {
+            return after(PROPOSED, message, Some(jittered(LATER)));
+        }
+        let repository = self.parts.doors.repository(namespace, spec).await?;
+        // Of one that was proposed only for want of agreement the quorum may still come.
+        let look_again = may_become_commit.then(|| jittered(LATER));
         let forge = if commits { None } else { self.parts.doors.forge(namespace, spec).await? };
         let head = format!(
             "sluice/revert/{}/{}/{}/{}",
@@ -302,7 +317,7 @@ impl<D: Doors> WriteBack<D> {
         if let Some(forge) = &forge
             && let Some(open) = forge.find(&head).await?
         {
-            return after("RevertProposed", proposed(&release, &open), None);
+            return after(PROPOSED, proposed(&release, &open), look_again);
         }
         let pushed = match (&forge, repository.remote_head(&head).await?) {
             // Its pull request was not opened before we stopped.
@@ -315,11 +330,7 @@ impl<D: Doors> WriteBack<D> {
         };
         let Some(forge) = forge else {
             let commit = pushed.unwrap_or_default();
-            return after(
-                "RevertCommitted",
-                format!("{release} is reverted by commit {commit} on {branch}"),
-                Some(LATER),
-            );
+            return after(COMMITTED, format!("{release} is reverted by commit {commit} on {branch}"), Some(LATER));
         };
         let body = format!(
             "`{release}` of `{}/{}` was aborted in cluster `{}`.\n\n{}\n\nThis puts the pod template back to `{}`, which \
@@ -341,7 +352,7 @@ impl<D: Doors> WriteBack<D> {
             }
             open => open?,
         };
-        after("RevertProposed", proposed(&release, &open), None)
+        after(PROPOSED, proposed(&release, &open), look_again)
     }
 
     /// Makes the revert and pushes it. None when git asks for something else by now.
@@ -420,7 +431,7 @@ impl<D: Doors> WriteBack<D> {
                 Ok(commit) => return Ok(Some(commit)),
                 Err(GitError::Rejected { why: Rejection::NonFastForward, .. }) if tries < TRIES => {
                     tries += 1;
-                    tokio::time::sleep(Duration::from_millis(100) * tries).await;
+                    tokio::time::sleep(jittered(Duration::from_millis(200)) * tries).await;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -525,7 +536,7 @@ impl<D: Doors> WriteBack<D> {
             });
             match self.parts.writer.replace_status(&seen.identity, &status).await {
                 Err(WriteError::Conflict { .. }) if attempt < WRITES => {
-                    tokio::time::sleep(Duration::from_millis(50) * attempt).await;
+                    tokio::time::sleep(jittered(Duration::from_millis(50)) * attempt).await;
                 }
                 result => return result,
             }
@@ -548,6 +559,13 @@ impl<D: Doors> WriteBack<D> {
     fn index(&self) -> &Index {
         self.parts.writer.index()
     }
+}
+
+/// Half to one and a half times as long: clusters that follow one path abort, and are refused, at the same moment.
+fn jittered(pause: Duration) -> Duration {
+    let nanoseconds =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    pause * (500 + nanoseconds / 1000 % 1000) / 1000
 }
 
 fn proposed(release: &str, open: &PullRequest) -> String {

@@ -213,6 +213,21 @@ impl World {
         self.put(object);
     }
 
+    /// Adds a file to the log of a cluster.
+    fn log(&self, cluster: &str, path: &str) {
+        let name = format!("refs/heads/rollout-log/{cluster}");
+        let parent = git_or(&self.remote(), &["rev-parse", "-q", "--verify", &name]);
+        let from = parent.map_or_else(String::new, |parent| format!("from {parent}\n"));
+        let stream = format!(
+            "commit {name}\ncommitter p <p@x> 1700000000 +0000\ndata 1\nx\n{from}M 644 inline {path}\ndata 3\n{{}}\n\n"
+        );
+        let mut import = Command::new("git");
+        import.arg("-C").arg(self.remote()).args(["fast-import", "--quiet"]).stdin(Stdio::piped());
+        let mut child = import.spawn().unwrap();
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), stream.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+
     async fn turn(&self) -> Outcome {
         let objects: Vec<Value> = self.statuses.lock().unwrap().values().cloned().collect();
         objects.into_iter().filter(|object| object["kind"] == "Rollout").for_each(|object| self.put(object));
@@ -412,6 +427,30 @@ async fn a_value_that_is_not_written_in_the_file_is_named_and_a_refusal_is_told(
 }
 
 #[tokio::test]
+async fn a_proposal_becomes_a_commit_when_the_quorum_is_reached_later() {
+    let world = World::new(json!({"onAbort": "commit", "abortQuorum": 2, "forge": {"type": "gitea"}})).await;
+    world.commit("web good", "good");
+    let bad = world.commit("web bad", "bad");
+    world.log("test", "shop/web/state.json");
+    world.aborted("bad", &bad, "Verdict");
+    for _ in 0..2 {
+        let Outcome::After(again) = world.turn().await else { panic!("nobody looks for the others again") };
+        assert!(again >= LATER / 2 && again <= LATER * 2, "{again:?}");
+        assert_eq!((world.main(), world.reason()), (bad.clone(), "RevertProposed".into()));
+        assert_eq!(world.forge.open.lock().unwrap().len(), 1);
+    }
+    world.log("test", &format!("shop/web/aborted/{}.json", template("bad").revision()));
+    world.turn().await;
+    let made = world.main();
+    assert_eq!(world.reason(), "RevertCommitted");
+    assert_eq!(git(&world.remote(), &["rev-parse", &format!("{made}^")]), bad);
+    assert!(git(&world.remote(), &["show", "main:deploy/web.yaml"]).contains("image: i:good # by hand"));
+    assert_eq!(world.forge.open.lock().unwrap().len(), 1);
+    world.turn().await;
+    assert_eq!((world.main(), world.reason()), (made, "RevertCommitted".into()));
+}
+
+#[tokio::test]
 async fn one_cluster_does_not_commit_for_others_before_enough_of_them_agree() {
     let spec = json!({"onAbort": "commit", "abortQuorum": 2, "forge": {"type": "gitea"}});
     for (quorum, has_forge) in [(true, false), (false, true)] {
@@ -426,19 +465,7 @@ async fn one_cluster_does_not_commit_for_others_before_enough_of_them_agree() {
         let world = World::new(spec).await;
         world.commit("web good", "good");
         let bad = world.commit("web bad", "bad");
-        let log = |cluster: &str, path: &str| {
-            let name = format!("refs/heads/rollout-log/{cluster}");
-            let parent = git_or(&world.remote(), &["rev-parse", "-q", "--verify", &name]);
-            let from = parent.map_or_else(String::new, |parent| format!("from {parent}\n"));
-            let stream = format!(
-                "commit {name}\ncommitter p <p@x> 1700000000 +0000\ndata 1\nx\n{from}M 644 inline {path}\ndata 3\n{{}}\n\n"
-            );
-            let mut import = Command::new("git");
-            import.arg("-C").arg(world.remote()).args(["fast-import", "--quiet"]).stdin(Stdio::piped());
-            let mut child = import.spawn().unwrap();
-            std::io::Write::write_all(child.stdin.as_mut().unwrap(), stream.as_bytes()).unwrap();
-            assert!(child.wait().unwrap().success());
-        };
+        let log = |cluster: &str, path: &str| world.log(cluster, path);
         log("prod", "shop/web/state.json");
         log("test", "shop/web/state.json");
         log("elsewhere", "shop/other/state.json");
@@ -447,6 +474,10 @@ async fn one_cluster_does_not_commit_for_others_before_enough_of_them_agree() {
         assert_eq!(world.main(), bad, "the other cluster is content with it");
         if has_forge {
             assert_eq!((world.reason(), world.forge.open.lock().unwrap().len()), ("RevertProposed".into(), 1));
+            // Without a quorum it stays a proposal, whoever else aborts it.
+            log("test", &format!("shop/web/aborted/{}.json", template("bad").revision()));
+            assert!(matches!(world.turn().await, Outcome::Done));
+            assert_eq!((world.main(), world.reason()), (bad, "RevertProposed".into()));
             continue;
         }
         let (_, reason, message) = world.ahead().unwrap();
