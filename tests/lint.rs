@@ -46,8 +46,8 @@ fn linted_text(input: &str) -> Vec<String> {
 }
 
 const ERRORS: [&str; 14] = [
-    "document 3 (Rollout shop/cart): spec.strategy.canary.steps[1]: holds exactly one of setWeight, setCanaryScale, pause and analysis",
-    "document 3 (Rollout shop/cart): spec.strategy.canary.steps[2]: holds exactly one of setWeight, setCanaryScale, pause and analysis",
+    "document 3 (Rollout shop/cart): spec.strategy.canary.steps[1]: holds exactly one of setWeight, setCanaryScale, setHeaderRoute, pause and analysis",
+    "document 3 (Rollout shop/cart): spec.strategy.canary.steps[2]: holds exactly one of setWeight, setCanaryScale, setHeaderRoute, pause and analysis",
     "document 3 (Rollout shop/cart): spec.strategy.canary.steps[1].setWieght: there is no such field; did you mean setWeight?",
     "document 3 (Rollout shop/cart): spec.strategy.canary.steps[2].setWeight: 150 is above 100",
     "document 17 (Rollout shop/web): spec.strategy.canary.steps[2].setWeight: 140 is above 100",
@@ -171,10 +171,10 @@ fn what_is_brought_along_from_other_tools_is_told_field_by_field() {
         fields,
         [
             "spec.strategy.canary.steps[1].analysis.templates: is required",
-            "spec.strategy.canary.steps[2]: a step holds exactly one of setWeight, setCanaryScale, pause and analysis",
+            "spec.strategy.canary.steps[2]: a step holds exactly one of setWeight, setCanaryScale, setHeaderRoute, pause and analysis",
             "spec.strategy.canary.steps[3].pause.duration: write seconds (30) or units (90s, 10m, 1h30m, 250ms), at most 366 days",
             "spec.strategy.canary.steps[4].setWeight: must be a whole number, and is the text \"25\"",
-            "spec.strategy.canary.steps[5]: a step holds exactly one of setWeight, setCanaryScale, pause and analysis",
+            "spec.strategy.canary.steps[5]: a step holds exactly one of setWeight, setCanaryScale, setHeaderRoute, pause and analysis",
             "spec.strategy.type: there is no such field",
             "spec.template.spec.containers[0].readinesProbe: there is no such field; did you mean readinessProbe?",
             "spec.workloadRef: there is no such field",

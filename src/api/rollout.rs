@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, PodCount, PodTemplate, RolloutStatus, RouteKey, RouteKind};
+use super::{Duration, HeaderRoute, PodCount, PodTemplate, RolloutStatus, RouteKey, RouteKind};
 
 /// A workload whose new versions take over step by step.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -284,7 +284,7 @@ pub struct Argument {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = ("[has(self.setWeight), has(self.setCanaryScale), has(self.pause), has(self.analysis)].filter(given, given).size() == 1", "a step holds exactly one of setWeight, setCanaryScale, pause and analysis"),
+    validation = ("[has(self.setWeight), has(self.setCanaryScale), has(self.setHeaderRoute), has(self.pause), has(self.analysis)].filter(given, given).size() == 1", "a step holds exactly one of setWeight, setCanaryScale, setHeaderRoute, pause and analysis"),
 )]
 pub struct CanaryStep {
     /// The canary's share of the traffic in percent.
@@ -294,6 +294,9 @@ pub struct CanaryStep {
     /// The canary's pods, from here on: more than its weight needs, never fewer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set_canary_scale: Option<CanaryScale>,
+    /// Requests with certain headers go to the canary, whatever its weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_header_route: Option<HeaderRoute>,
     /// Wait for a time, for approvals, or (with neither) for a person to go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<PauseStep>,
@@ -473,6 +476,10 @@ impl CanaryStrategy {
         let surge = self.max_surge.unwrap_or(PodCount::Percent(25)).rounded_up(replicas);
         let unavailable = self.max_unavailable.unwrap_or(PodCount::Percent(25)).rounded_down(replicas);
         (surge, if surge == 0 { unavailable.max(1) } else { unavailable })
+    }
+    /// Every header route that a step asks for.
+    pub fn header_routes(&self) -> Vec<HeaderRoute> {
+        self.steps.iter().filter_map(|step| step.set_header_route.clone()).collect()
     }
     /// The routes, each with the field that names it.
     pub fn routes(&self) -> impl Iterator<Item = (String, RouteKey)> {

@@ -47,6 +47,11 @@ impl RouteKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// Whether its rules match headers, so that it can hold a header route.
+    pub fn matches_headers(self) -> bool {
+        matches!(self, Self::Http | Self::Grpc)
+    }
+
     /// The list in `trafficRouting.gatewayAPI` that names routes of this kind.
     pub fn field(self) -> &'static str {
         match self {

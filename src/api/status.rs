@@ -307,6 +307,9 @@ pub struct Seen {
 pub struct SeenWeight {
     /// In percent.
     pub value: i32,
+    /// Some requests go to the canary besides, by a header route.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
     /// Since when.
     pub since: DateTime<Utc>,
 }

@@ -5,8 +5,10 @@ use serde_json::{Value, json};
 use super::kinds::Kind;
 use super::objects::{Key, RolloutObject};
 use super::write::{WriteError, Writer, conflict};
-use crate::api::names;
+use crate::api::{RouteKey, names};
 use crate::engine::Effect;
+use crate::traffic::header_route::set_header_routes;
+use crate::traffic::{RouteProblem, gateway_api};
 
 impl Writer {
     /// Performs one effect on behalf of a Rollout.
@@ -45,19 +47,16 @@ impl Writer {
                 self.json_patch(Kind::Service, &key, None, patch).await
             }
             Effect::SetWeight { route, percent } => {
-                let key = Key::new(namespace.clone(), route.name.clone());
-                let seen = self.index().route(route.kind, &key).ok_or_else(|| conflict(&key))?;
-                let spec = rollout.spec.as_ref().map_err(|error| WriteError::Unprepared(error.to_string()))?;
-                let named = spec.references();
-                let (Some(stable), Some(canary)) = (named.stable_service, named.canary_service) else {
-                    return Err(WriteError::Unprepared("the strategy names no Services".to_owned()));
-                };
-                let patch = crate::traffic::gateway_api::set_weight(&seen.value, namespace, &stable, &canary, *percent)
-                    .map_err(|problem| WriteError::Unprepared(problem.to_string()))?;
-                match patch {
-                    Some(patch) => self.json_patch(Kind::Route(route.kind), &key, None, patch).await,
-                    None => Ok(()),
-                }
+                self.steer(rollout, route, |seen, stable, canary| {
+                    gateway_api::set_weight(seen, namespace, stable, canary, *percent)
+                })
+                .await
+            }
+            Effect::SetHeaderRoutes { route, header_routes } => {
+                self.steer(rollout, route, |seen, stable, canary| {
+                    set_header_routes(seen, namespace, stable, canary, header_routes)
+                })
+                .await
             }
             Effect::StartAnalysis { name, stage, revision, attempt, analysis } => {
                 let key = Key::new(namespace.clone(), name.clone());
@@ -85,6 +84,30 @@ impl Writer {
                 ]);
                 self.json_patch(Kind::AnalysisRun, &key, None, patch).await
             }
+        }
+    }
+}
+
+impl Writer {
+    /// Patches a route as it was seen, given the names of the two Services.
+    async fn steer(
+        &self,
+        rollout: &RolloutObject,
+        route: &RouteKey,
+        patch: impl FnOnce(&Value, &str, &str) -> Result<Option<Value>, RouteProblem>,
+    ) -> Result<(), WriteError> {
+        let key = Key::new(rollout.identity.namespace.clone(), route.name.clone());
+        let seen = self.index().route(route.kind, &key).ok_or_else(|| conflict(&key))?;
+        let spec = rollout.spec.as_ref().map_err(|error| WriteError::Unprepared(error.to_string()))?;
+        let named = spec.references();
+        let (Some(stable), Some(canary)) = (named.stable_service, named.canary_service) else {
+            return Err(WriteError::Unprepared("the strategy names no Services".to_owned()));
+        };
+        let patch =
+            patch(&seen.value, &stable, &canary).map_err(|problem| WriteError::Unprepared(problem.to_string()))?;
+        match patch {
+            Some(patch) => self.json_patch(Kind::Route(route.kind), &key, None, patch).await,
+            None => Ok(()),
         }
     }
 }

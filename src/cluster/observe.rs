@@ -163,6 +163,7 @@ fn observe_routes(
     let (Some(stable), Some(canary)) = (&named.stable_service, &named.canary_service) else {
         return routes;
     };
+    let header_routes = spec.strategy.canary.as_ref().map(CanaryStrategy::header_routes).unwrap_or_default();
     for (field, route) in spec.strategy.canary.iter().flat_map(CanaryStrategy::routes) {
         let field = Some(field);
         let kind = Kind::Route(route.kind);
@@ -195,7 +196,8 @@ fn observe_routes(
             });
             continue;
         }
-        match gateway_api::read(&seen.value, &key.namespace, stable, canary) {
+        let known = if route.kind.matches_headers() { header_routes.as_slice() } else { &[] };
+        match gateway_api::read(&seen.value, &key.namespace, stable, canary, known) {
             Ok(state) => {
                 routes.insert(route, state);
             }

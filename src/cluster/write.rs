@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, ValidationDirective};
 use kube::core::DynamicObject;
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -163,7 +163,14 @@ impl Writer {
     ) -> Result<(), WriteError> {
         let patch = serde_json::from_value(operations).map_err(|error| WriteError::Unprepared(error.to_string()))?;
         let patch: Patch<()> = Patch::Json(patch);
-        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        // A field that the cluster's version of a route does not know is refused by name: dropped without a word it
+        // would be written again for ever.
+        let strict = matches!(kind, Kind::Route(_)).then_some(ValidationDirective::Strict);
+        let params = PatchParams {
+            field_manager: Some(names::FIELD_MANAGER.to_owned()),
+            field_validation: strict,
+            ..PatchParams::default()
+        };
         let api = self.api(kind, key);
         let what = format!("{} {key}", kind.name());
         let answer = match subresource {

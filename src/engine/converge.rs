@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Effect, ServiceState, Snapshot, Wait, WaitOn};
-use crate::api::{CanaryStrategy, PodTemplate, References, ReleaseState, Seen, SeenRevision, SeenWeight};
+use super::{Effect, RouteState, ServiceState, Snapshot, Wait, WaitOn};
+use crate::api::{CanaryStrategy, HeaderRoute, PodTemplate, References, ReleaseState, Seen, SeenRevision, SeenWeight};
 
 /// Where pods and traffic should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Target {
     pub canary_service: Option<String>,
     /// The canary's weight in percent.
     pub weight: i32,
+    /// Which requests the canary has whatever its weight.
+    pub header_routes: Vec<HeaderRoute>,
     /// The canary weight may only fall: an abort is absorbing (S7).
     pub only_lower: bool,
 }
@@ -65,9 +67,10 @@ pub fn facts(snapshot: &Snapshot, before: &Seen, now: DateTime<Utc>) -> Seen {
         Some(_) => stable_service.as_ref().and_then(|fact| switched(snapshot, &fact.revision)),
         None => accepted_weight(snapshot, before.weight.as_ref().map(|weight| weight.value)),
     };
-    let weight = value.map(|value| SeenWeight {
-        value,
-        since: before.weight.as_ref().filter(|fact| fact.value == value).map_or(now, |fact| fact.since.min(now)),
+    let direct = snapshot.routes.values().any(RouteState::is_direct);
+    let weight = value.map(|value| {
+        let same = before.weight.as_ref().filter(|fact| (fact.value, fact.direct) == (value, direct));
+        SeenWeight { value, direct, since: same.map_or(now, |fact| fact.since.min(now)) }
     });
     Seen { weight, stable_service, canary_service }
 }
@@ -242,6 +245,10 @@ impl View<'_> {
         if least < 100 && nothing(&stable) && ready_canary > 0 && narrowed && wanted && !self.target.only_lower {
             return self.write(100);
         }
+        let serves = canary.selects == self.target.canary_service && !nothing(&canary);
+        if let Some(effect) = self.end_header_routes(serves) {
+            return effect;
+        }
         let Some(stable_revision) = &stable.selects else {
             return self.narrow_stable(stable_name);
         };
@@ -271,7 +278,12 @@ impl View<'_> {
         }
         let weight = self.target.weight;
         if self.holds(weight) {
-            return self.accepted(weight);
+            return match (self.accepted(weight), self.missing_header_routes()) {
+                (Convergence::Reached, Some(effect)) => {
+                    self.unready_canary(weight, &canary, ready_canary).unwrap_or(effect)
+                }
+                (accepted, _) => accepted,
+            };
         }
         // Of the rules that do not hold it yet: in a small base a rule may hold 25 % and read as 26.
         let rules = self.snapshot.routes.values().flat_map(|route| &route.rules);
@@ -463,29 +475,54 @@ impl View<'_> {
         if self.target.only_lower && !same {
             return hold(WaitOn::Pods, None, "traffic only goes back; stable is waited for".to_owned());
         }
+        self.unready_canary(weight, canary, ready_canary).unwrap_or_else(|| self.write(weight))
+    }
+
+    /// What the canary still lacks to carry `weight`, or anything at all.
+    fn unready_canary(&self, weight: i32, canary: &ServiceState, ready_canary: i32) -> Option<Convergence> {
+        let same = self.service(&self.references.stable_service).1.selects == canary.selects;
         let Some(revision) = &canary.selects else {
-            return hold(WaitOn::Spec, None, "the canary Service selects no revision".to_owned());
+            return Some(hold(WaitOn::Spec, None, "the canary Service selects no revision".to_owned()));
         };
         // Nor do they ask for more pods than serve already.
         let needed = if same { 1 } else { share(self.replicas(), weight).max(1) };
         let state = self.snapshot.revisions.get(revision).cloned().unwrap_or_default();
         // S4, on pods that have been ready for long enough and on endpoints that are published.
         if state.available.min(state.ready) < needed {
-            return self.pods(revision, needed);
+            return Some(self.pods(revision, needed));
         }
         if ready_canary < needed {
             let message = format!("{ready_canary} of {needed} endpoints of the canary Service are ready");
-            return hold(WaitOn::Endpoints, None, message);
+            return Some(hold(WaitOn::Endpoints, None, message));
         }
         let fact = self.seen.canary_service.as_ref().filter(|fact| fact.revision == *revision);
         let Some(fact) = fact else {
             let message = "the canary Service still has endpoints of another revision".to_owned();
-            return hold(WaitOn::Endpoints, None, message);
+            return Some(hold(WaitOn::Endpoints, None, message));
         };
-        if let Some(wait) = self.since(fact.since, self.settle(), "the canary Service settles") {
-            return wait;
-        }
-        self.write(weight)
+        self.since(fact.since, self.settle(), "the canary Service settles")
+    }
+
+    /// Header routes that nobody asks for end before all else, and all of them when the canary Service `serves` nothing
+    /// that is asked for: what they sent to the canary is shared out by the weight again, which takes no new pods.
+    fn end_header_routes(&self, serves: bool) -> Option<Convergence> {
+        let wanted: Vec<&HeaderRoute> = self.target.header_routes.iter().filter(|_| serves).collect();
+        self.snapshot.routes.iter().find_map(|(route, state)| {
+            let is_held = |wanted: &&HeaderRoute| state.header_routes.contains(&wanted.id());
+            let kept: Vec<HeaderRoute> = wanted.iter().copied().filter(is_held).cloned().collect();
+            let surplus = state.stray || kept.len() < state.header_routes.len();
+            let route = route.clone();
+            surplus.then_some(Convergence::Do(Effect::SetHeaderRoutes { route, header_routes: kept }))
+        })
+    }
+
+    /// The first route that lacks a header route gets all of them.
+    fn missing_header_routes(&self) -> Option<Convergence> {
+        let header_routes = self.target.header_routes.clone();
+        let (route, _) = self.snapshot.routes.iter().find(|(route, state)| {
+            route.kind.matches_headers() && header_routes.iter().any(|it| !state.header_routes.contains(&it.id()))
+        })?;
+        Some(Convergence::Do(Effect::SetHeaderRoutes { route: route.clone(), header_routes }))
     }
 
     /// Waits until the weight has been `percent`, accepted, for the drain time.
@@ -536,6 +573,8 @@ impl View<'_> {
 
     fn shrink(&self) -> Convergence {
         let (least, most) = self.written();
+        // A side that some requests go to directly is in traffic, if only a little.
+        let most = if self.snapshot.routes.values().any(RouteState::is_direct) { most.max(1) } else { most };
         let stable = self.service(&self.references.stable_service).1;
         let canary = self.service(&self.references.canary_service).1;
         let mut waiting = Convergence::Reached;

@@ -410,7 +410,14 @@ impl Decision<'_> {
         let abort = |word: &InterventionState| word.action == InterventionAction::Abort;
         let back = stable == self.desired || self.snapshot.interventions.iter().any(abort);
         let weight = if back { 0 } else { self.written() };
-        let target = Target { sizes, stable_service: stable, canary_service: None, weight, only_lower: true };
+        let target = Target {
+            sizes,
+            stable_service: stable,
+            canary_service: None,
+            weight,
+            only_lower: true,
+            ..Target::default()
+        };
         let convergence = match converge(self.snapshot, &target, &self.next.seen, self.now) {
             Convergence::Hold(held) => Convergence::Hold(Wait { until: held.until, ..wait }),
             convergence => or_wait(convergence, wait),
@@ -505,6 +512,7 @@ impl Decision<'_> {
             canary_service: Some(revision.to_owned()),
             weight: 0,
             only_lower: false,
+            ..Target::default()
         };
         let convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
         let ready = self.snapshot.revisions.get(revision).map_or(0, |state| state.available.min(state.ready));
@@ -575,6 +583,7 @@ impl Decision<'_> {
             canary_service: None,
             weight: 0,
             only_lower: false,
+            ..Target::default()
         };
         self.keep_old(&mut target);
         target
@@ -765,7 +774,18 @@ impl Decision<'_> {
                 weight = self.weight();
             }
         }
-        let target = self.target(&release.revision, stable, weight, pods);
+        let mut target = self.target(&release.revision, stable, weight, pods);
+        target.header_routes = stage.header_routes.clone();
+        if held {
+            // No step: what is in force is kept, and nothing begins.
+            let routes = || self.snapshot.routes.values();
+            target.header_routes.retain(|it| routes().any(|route| route.header_routes.contains(&it.id())));
+        }
+        if !target.header_routes.is_empty() {
+            // Whoever is sent to the canary directly finds a pod there.
+            let size = target.sizes.entry(release.revision.clone()).or_default();
+            *size = (*size).max(self.replicas().min(1));
+        }
         let mut convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
         if !held && release.reached_at.is_none() && matches!(convergence, Convergence::Reached) {
             convergence = self.pods_ready(&release.revision, stage.pods);
@@ -1127,6 +1147,7 @@ impl Decision<'_> {
             canary_service: Some(revision.to_owned()),
             weight,
             only_lower: false,
+            ..Target::default()
         };
         self.keep_old(&mut target);
         target
@@ -1143,6 +1164,7 @@ impl Decision<'_> {
             canary_service: Some(release.revision.clone()),
             weight: 0,
             only_lower: false,
+            ..Target::default()
         };
         self.keep_old(&mut target);
         match converge(self.snapshot, &target, &self.next.seen, self.now) {
@@ -1264,6 +1286,7 @@ impl Decision<'_> {
             canary_service: None,
             weight: 0,
             only_lower: true,
+            ..Target::default()
         };
         self.keep_old(&mut target);
         let state = self.snapshot.revisions.get(&release.revision);

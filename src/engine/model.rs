@@ -1,13 +1,13 @@
 //! What the engine sees and what it answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::api::{
-    AnalysisPhase, AnalysisReference, Conditions, Granularity, InterventionAction, OnAuditUnavailable, PodTemplate,
-    RolloutSpec, RolloutStatus, RouteKey, SourceHistory, weight,
+    AnalysisPhase, AnalysisReference, Conditions, Granularity, HeaderRoute, InterventionAction, OnAuditUnavailable,
+    PodTemplate, RolloutSpec, RolloutStatus, RouteKey, SourceHistory, weight,
 };
 
 /// Everything one decision may depend on, as last observed.
@@ -93,10 +93,21 @@ pub struct ServiceState {
 pub struct RouteState {
     /// The rules that name both Services; never empty in a snapshot without problems.
     pub rules: Vec<RuleState>,
+    /// The header routes it holds as they should be, by [`HeaderRoute::id`].
+    pub header_routes: BTreeSet<String>,
+    /// It holds a rule of ours that belongs to none of them.
+    pub stray: bool,
     /// The gateway accepted this very version of the route and resolved its backends.
     pub accepted: bool,
     /// Why not.
     pub trouble: Option<String>,
+}
+
+impl RouteState {
+    /// Some requests go to the canary by a rule of ours, whatever the weight.
+    pub fn is_direct(&self) -> bool {
+        self.stray || !self.header_routes.is_empty()
+    }
 }
 
 /// One rule that names both Services.
@@ -306,6 +317,13 @@ pub enum Effect {
         route: RouteKey,
         /// In percent.
         percent: i32,
+    },
+    /// Let a route hold these header routes and no others.
+    SetHeaderRoutes {
+        /// The route.
+        route: RouteKey,
+        /// The header routes.
+        header_routes: Vec<HeaderRoute>,
     },
     /// Create an AnalysisRun. An existing one of that name is recognised as ours.
     StartAnalysis {

@@ -8,7 +8,10 @@ use sha2::{Digest, Sha256};
 
 use super::Problem;
 use super::converge::share;
-use crate::api::{AnalysisReference, BlueGreenStrategy, CanaryStrategy, Duration, PodCount, RolloutSpec, names};
+use crate::api::{
+    AnalysisReference, BlueGreenStrategy, CanaryStep, CanaryStrategy, Duration, HeaderRoute, PodCount, RolloutSpec,
+    names,
+};
 
 /// Everything that lies ahead of a new version.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +27,8 @@ pub struct Stage {
     pub weight: i32,
     /// The canary's pods that must be ready, beyond those its weight needs.
     pub pods: Pods,
+    /// Which requests the canary has whatever its weight.
+    pub header_routes: Vec<HeaderRoute>,
     /// What opens the way on.
     pub gate: Gate,
     /// In a few words.
@@ -190,11 +195,50 @@ fn services_and_routes(canary: &CanaryStrategy, problems: &mut Vec<Problem>) {
     }
 }
 
+const ONE_VERB: &str = "holds exactly one of setWeight, setCanaryScale, setHeaderRoute, pause and analysis";
+
+fn header_route_problem(canary: &CanaryStrategy, wanted: &HeaderRoute, field: &str, problems: &mut Vec<Problem>) {
+    if !canary.routes().any(|(_, route)| route.kind.matches_headers()) {
+        problems.push(invalid(field, "needs an HTTPRoute or a GRPCRoute: no other route looks at headers"));
+    }
+    if wanted.name.is_empty() {
+        problems.push(invalid(&format!("{field}.name"), "is required"));
+    }
+    for (index, header) in wanted.matches.iter().enumerate() {
+        let field = format!("{field}.match[{index}]");
+        if !header.header_value.is_one() {
+            problems.push(invalid(&format!("{field}.headerValue"), "give exactly one of exact, prefix and regex"));
+        }
+        let name = &header.header_name;
+        let before = wanted.matches.iter().take(index);
+        if before.into_iter().any(|other| other.header_name.eq_ignore_ascii_case(name)) {
+            problems.push(invalid(&format!("{field}.headerName"), &format!("{name} is named twice")));
+        }
+    }
+}
+
 fn stages(canary: &CanaryStrategy, problems: &mut Vec<Problem>) -> Vec<Stage> {
     let mut stages = Vec::with_capacity(canary.steps.len() + 1);
     let (mut weight, mut pods) = (0, Pods::ForWeight);
+    let mut header_routes: Vec<HeaderRoute> = Vec::new();
     for (index, step) in canary.steps.iter().enumerate() {
         let field = format!("spec.strategy.canary.steps[{index}]");
+        if let Some(header_route) = &step.set_header_route {
+            let alone = CanaryStep { set_header_route: Some(header_route.clone()), ..CanaryStep::default() };
+            if *step != alone {
+                problems.push(invalid(&field, ONE_VERB));
+            }
+            header_route_problem(canary, header_route, &format!("{field}.setHeaderRoute"), problems);
+            header_routes.retain(|other| other.name != header_route.name);
+            let ends = header_route.matches.is_empty();
+            if !ends {
+                header_routes.push(header_route.clone());
+            }
+            let label = format!("header route {}{}", header_route.name, if ends { " ends" } else { "" });
+            let (gate, header_routes) = (Gate::Ready, header_routes.clone());
+            stages.push(Stage { weight, pods, header_routes, gate, label, step: Some(index) });
+            continue;
+        }
         let (gate, label) = match (step.set_weight, &step.set_canary_scale, &step.pause, &step.analysis) {
             (Some(percent), None, None, None) => {
                 if !(0..=100).contains(&percent) {
@@ -251,19 +295,28 @@ fn stages(canary: &CanaryStrategy, problems: &mut Vec<Problem>) -> Vec<Stage> {
                 (gate, label)
             }
             _ => {
-                problems.push(invalid(&field, "holds exactly one of setWeight, setCanaryScale, pause and analysis"));
+                problems.push(invalid(&field, ONE_VERB));
                 continue;
             }
         };
-        stages.push(Stage { weight, pods, gate, label, step: Some(index) });
+        let header_routes = header_routes.clone();
+        stages.push(Stage { weight, pods, header_routes, gate, label, step: Some(index) });
     }
-    stages.push(promote());
+    // Until everything is the canary's, nobody who had it loses it.
+    stages.push(Stage { header_routes, ..promote() });
     stages
 }
 
 /// The last stage of every plan: the new version has everything.
 fn promote() -> Stage {
-    Stage { weight: 100, pods: Pods::ForWeight, gate: Gate::Ready, label: "promote".to_owned(), step: None }
+    Stage {
+        weight: 100,
+        pods: Pods::ForWeight,
+        header_routes: Vec::new(),
+        gate: Gate::Ready,
+        label: "promote".to_owned(),
+        step: None,
+    }
 }
 
 /// Blue/green: the preview gets its pods, is judged, waited for; then everything moves at once, and what has it is
@@ -318,7 +371,14 @@ fn blue_green_stages(blue_green: &BlueGreenStrategy, problems: &mut Vec<Problem>
     ];
     let pods = blue_green.preview_replica_count.map_or(Pods::Percent(100), Pods::Number);
     let numbered = stages.into_iter().flatten().enumerate();
-    let stages = numbered.map(|(index, (weight, gate, label))| Stage { weight, pods, gate, label, step: Some(index) });
+    let stages = numbered.map(|(index, (weight, gate, label))| Stage {
+        weight,
+        pods,
+        header_routes: Vec::new(),
+        gate,
+        label,
+        step: Some(index),
+    });
     stages.chain([promote()]).collect()
 }
 

@@ -3,7 +3,7 @@
 //! Each object has a version that moves with every change, so that a write can ask for the version it was
 //! decided on, as a write to a real API server does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -59,6 +59,8 @@ pub struct Service {
 pub struct Route {
     /// The rules that name both Services.
     pub rules: Vec<RuleState>,
+    /// The header routes it holds, by their ids.
+    pub header_routes: BTreeSet<String>,
     /// When the gateway accepts what is written; accepted already when absent.
     pub accept_at: Option<DateTime<Utc>>,
     /// The gateway accepts nothing: why.

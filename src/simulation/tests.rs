@@ -9,6 +9,7 @@ mod audit;
 mod blue_green;
 mod by_pods;
 mod going_back;
+mod header_routes;
 mod recover;
 
 fn start() -> DateTime<Utc> {

@@ -6,8 +6,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::objects::{AnalysisRun, Conflict, Knobs, Pod, ReplicaSet, Route, Script, Service, Versions, Write, Written};
 use crate::api::{
-    AnalysisPhase, OnAuditUnavailable, PodTemplate, RolloutSpec, RolloutStatus, RouteKey, SourceHistory, Transition,
-    TransitionEvent, weight,
+    AnalysisPhase, HeaderRoute, OnAuditUnavailable, PodTemplate, RolloutSpec, RolloutStatus, RouteKey, SourceHistory,
+    Transition, TransitionEvent, weight,
 };
 use crate::engine::{
     AnalysisState, Effect, InterventionState, LedgerState, Problem, RevisionState, RouteState, RuleState, ServiceState,
@@ -140,6 +140,7 @@ impl World {
         let accept_at = now + world.knobs.accept_delay;
         let route = |state: &RouteState| Route {
             rules: state.rules.clone(),
+            header_routes: state.header_routes.clone(),
             accept_at: (!state.accepted).then_some(accept_at),
             ..Route::default()
         };
@@ -197,6 +198,8 @@ impl World {
             |service: &Service| ServiceState { selects: service.selects.clone(), ready: service.published.clone() };
         let route = |route: &Route| RouteState {
             rules: route.rules.clone(),
+            header_routes: route.header_routes.clone(),
+            stray: false,
             accepted: route.accept_at.is_none() && route.trouble.is_none(),
             trouble: route.trouble.clone(),
         };
@@ -291,6 +294,13 @@ impl World {
                 for rule in &mut state.rules {
                     (rule.stable, rule.canary) = weight::split(rule.base, *percent);
                 }
+                state.accept_at = Some(now + self.knobs.accept_delay);
+                state.version += 1;
+            }
+            Effect::SetHeaderRoutes { route, header_routes } => {
+                let state = self.routes.get_mut(route).ok_or_else(|| missing(route.kind.name(), &route.name))?;
+                check(route.kind.name(), &route.name, state.version)?;
+                state.header_routes = header_routes.iter().map(HeaderRoute::id).collect();
                 state.accept_at = Some(now + self.knobs.accept_delay);
                 state.version += 1;
             }

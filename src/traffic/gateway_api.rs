@@ -8,9 +8,9 @@
 
 use serde_json::{Value, json};
 
-use super::RouteProblem;
+use super::{RouteProblem, header_route};
 use crate::{
-    api::weight,
+    api::{HeaderRoute, weight},
     engine::{RouteState, RuleState},
 };
 
@@ -19,8 +19,16 @@ const WHOLE: i32 = 100;
 const MAX_WEIGHT: i64 = 1_000_000;
 
 /// Reads the weights of the two Services and whether the route's gateways accepted this very version.
-pub fn read(route: &Value, namespace: &str, stable: &str, canary: &str) -> Result<RouteState, RouteProblem> {
+/// Of the header routes that may be in it, the `known` ones can be told.
+pub fn read(
+    route: &Value,
+    namespace: &str,
+    stable: &str,
+    canary: &str,
+    known: &[HeaderRoute],
+) -> Result<RouteState, RouteProblem> {
     let pairs = pairs(route, namespace, stable, canary)?;
+    let held = header_route::held(route, &pairs, known)?;
     let rules = pairs.iter().map(Pair::state).collect();
     let refused = trouble(route, namespace);
     let accepted = refused.is_none();
@@ -31,7 +39,7 @@ pub fn read(route: &Value, namespace: &str, stable: &str, canary: &str) -> Resul
             label(route, silent.rule)
         ))
     });
-    Ok(RouteState { rules, accepted, trouble })
+    Ok(RouteState { rules, header_routes: held.whole, stray: held.stray, accepted, trouble })
 }
 
 /// The JSON Patch that gives the canary `percent` in every rule that holds both Services; `None` when the
@@ -58,6 +66,11 @@ pub fn set_weight(
             writes.push(json!({"op": op, "path": format!("{path}/weight"), "value": wanted}));
         }
     }
+    patch(route, writes)
+}
+
+/// The writes as a patch of this very version of the route; `None` when there are none.
+pub(super) fn patch(route: &Value, mut writes: Vec<Value>) -> Result<Option<Value>, RouteProblem> {
     if writes.is_empty() {
         return Ok(None);
     }
@@ -74,10 +87,13 @@ pub fn carry_weights(live: &Value, desired: &mut Value, pairs: &[(String, String
     let namespace = |route: &Value| route.pointer("/metadata/namespace").and_then(Value::as_str).map(str::to_owned);
     let Some(namespace) = namespace(live).or_else(|| namespace(desired)) else { return 0 };
     let mut changed = 0;
+    // Where rules of ours may stand: before the live rule, and before the declared one.
+    let mut places = Vec::new();
     for (stable, canary) in pairs {
         let live_pairs = rule_pairs(live, &namespace, stable, canary);
         for wanted in rule_pairs(desired, &namespace, stable, canary) {
             let Some(known) = same_rule(live, &live_pairs, desired, wanted.rule) else { continue };
+            places.push((known.rule, wanted.rule));
             let weights = if known.base() == wanted.base() {
                 (known.stable.weight, known.canary.weight)
             } else {
@@ -95,12 +111,13 @@ pub fn carry_weights(live: &Value, desired: &mut Value, pairs: &[(String, String
             changed += 1;
         }
     }
+    changed += header_route::carry_rules(live, desired, &places);
     changed
 }
 
 /// One of the two Services in a rule.
-struct Backend {
-    index: usize,
+pub(super) struct Backend {
+    pub(super) index: usize,
     /// As written, which may be a full domain name.
     name: String,
     weight: i32,
@@ -109,10 +126,10 @@ struct Backend {
 }
 
 /// A rule that holds both.
-struct Pair {
-    rule: usize,
+pub(super) struct Pair {
+    pub(super) rule: usize,
     stable: Backend,
-    canary: Backend,
+    pub(super) canary: Backend,
     alone: bool,
 }
 
@@ -129,7 +146,7 @@ impl Pair {
     }
 }
 
-fn pairs(route: &Value, namespace: &str, stable: &str, canary: &str) -> Result<Vec<Pair>, RouteProblem> {
+pub(super) fn pairs(route: &Value, namespace: &str, stable: &str, canary: &str) -> Result<Vec<Pair>, RouteProblem> {
     if stable == canary {
         return Err(RouteProblem::OneService { service: stable.into() });
     }
@@ -425,7 +442,7 @@ fn normal_matches(rule: &Value) -> Value {
     Value::Array(matches)
 }
 
-fn rules(route: &Value) -> &[Value] {
+pub(super) fn rules(route: &Value) -> &[Value] {
     list(route, "/spec/rules")
 }
 
@@ -437,18 +454,18 @@ fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
     value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// What messages call the route.
-fn title(route: &Value) -> String {
+pub(super) fn title(route: &Value) -> String {
     let name = route.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     format!("{} \"{name}\"", text(route, "kind"))
 }
 
 /// A rule as people count, with its name if it has one.
-fn label(route: &Value, index: usize) -> String {
+pub(super) fn label(route: &Value, index: usize) -> String {
     match rules(route).get(index).map(|rule| text(rule, "name")) {
         Some(name) if !name.is_empty() => format!("rule {} ({name})", index + 1),
         _ => format!("rule {}", index + 1),
@@ -528,7 +545,7 @@ mod tests {
                 {"op": "replace", "path": "/spec/rules/0/backendRefs/1/weight", "value": 20}
             ])
         );
-        let state = read(&apply(&route, &patch), "shop", "web-stable", "web-canary").unwrap();
+        let state = read(&apply(&route, &patch), "shop", "web-stable", "web-canary", &[]).unwrap();
         assert_eq!(state.rules, [RuleState { base: 100, stable: 80, canary: 20 }]);
         assert!(state.accepted);
         assert_eq!(state.trouble, None);
@@ -548,12 +565,12 @@ mod tests {
             route["kind"] = kind.into();
             let patch = set_weight(&route, "shop", "web-stable", "web-canary", 20).unwrap().unwrap();
             let after = apply(&route, &patch);
-            let state = read(&after, "shop", "web-stable", "web-canary").unwrap();
+            let state = read(&after, "shop", "web-stable", "web-canary", &[]).unwrap();
             assert_eq!(state.rules, [RuleState { base: 100, stable: 80, canary: 20 }], "{kind}");
             rule["backendRefs"] = two(80, 20)["backendRefs"].clone();
             assert_eq!(after["spec"]["rules"], json!([rule]), "{kind}: nothing but the weights");
 
-            let message = read(&route, "shop", "web-stable", "cart").unwrap_err().to_string();
+            let message = read(&route, "shop", "web-stable", "cart", &[]).unwrap_err().to_string();
             assert!(message.starts_with(&format!("{kind} \"web\" has no rule with both")), "{message}");
             route["metadata"].as_object_mut().unwrap().remove("resourceVersion");
             let message = set_weight(&route, "shop", "web-stable", "web-canary", 20).unwrap_err().to_string();
@@ -574,7 +591,7 @@ mod tests {
             {"backendRefs": [{"name": "web-stable", "port": 80}, {"name": "web-canary", "namespace": "b", "port": 80}]}
         ]);
         let route = route(rules);
-        let state = read(&route, "shop", "web-stable", "web-canary").unwrap();
+        let state = read(&route, "shop", "web-stable", "web-canary", &[]).unwrap();
         assert_eq!(
             state.rules,
             [RuleState { base: 100, stable: 1, canary: 1 }, RuleState { base: 90, stable: 90, canary: 0 }]
@@ -616,7 +633,7 @@ mod tests {
         ];
         for (rules, expected) in cases {
             let route = route(rules);
-            let message = read(&route, "shop", "web-stable", "web-canary").unwrap_err().to_string();
+            let message = read(&route, "shop", "web-stable", "web-canary", &[]).unwrap_err().to_string();
             assert!(message.starts_with("HTTPRoute \"web\" has no rule with both"), "{message}");
             assert!(message.contains(expected), "{message} should contain {expected}");
             assert!(set_weight(&route, "shop", "web-stable", "web-canary", 20).is_err());
@@ -628,12 +645,12 @@ mod tests {
         let twice = json!([{"backendRefs": [
             {"name": "web-stable", "port": 80}, {"name": "web-canary", "port": 80}, {"name": "web-canary", "port": 81}
         ]}]);
-        let message = read(&route(twice), "shop", "web-stable", "web-canary").unwrap_err().to_string();
+        let message = read(&route(twice), "shop", "web-stable", "web-canary", &[]).unwrap_err().to_string();
         assert!(message.contains("rule 1 names \"web-canary\" 2 times"), "{message}");
         let weight = json!([{"backendRefs": [{"name": "web-stable", "weight": "80"}, {"name": "web-canary"}]}]);
-        let message = read(&route(weight), "shop", "web-stable", "web-canary").unwrap_err().to_string();
+        let message = read(&route(weight), "shop", "web-stable", "web-canary", &[]).unwrap_err().to_string();
         assert!(message.contains("gives \"web-stable\" a weight"), "{message}");
-        assert!(read(&route(json!([two(1, 1)])), "shop", "web-stable", "web-stable").is_err());
+        assert!(read(&route(json!([two(1, 1)])), "shop", "web-stable", "web-stable", &[]).is_err());
         let mut unread = route(json!([two(100, 0)]));
         unread["metadata"].as_object_mut().unwrap().remove("resourceVersion");
         assert!(set_weight(&unread, "shop", "web-stable", "web-canary", 20).is_err(), "no write without precondition");
@@ -644,7 +661,7 @@ mod tests {
         let rules = json!([{"backendRefs": [
             {"name": "web-stable", "weight": 0}, {"name": "web-canary", "weight": 0}, {"name": "other", "weight": 5}
         ]}]);
-        let state = read(&route(rules), "shop", "web-stable", "web-canary").unwrap();
+        let state = read(&route(rules), "shop", "web-stable", "web-canary", &[]).unwrap();
         assert_eq!(state.rules, [RuleState { base: 100, stable: 0, canary: 0 }]);
         assert!(state.accepted);
         assert!(state.trouble.unwrap().starts_with("rule 1 gives both Services weight 0"));
@@ -656,7 +673,7 @@ mod tests {
         let trouble = |change: &dyn Fn(&mut Value)| {
             let mut route = good.clone();
             change(&mut route);
-            let state = read(&route, "shop", "web-stable", "web-canary").unwrap();
+            let state = read(&route, "shop", "web-stable", "web-canary", &[]).unwrap();
             assert!(!state.accepted);
             state.trouble.unwrap()
         };
@@ -806,7 +823,7 @@ mod tests {
             let (rest_after, sums) = without_weights(&after);
             prop_assert_eq!(rest_before, rest_after, "a foreign field changed");
             prop_assert!(sums.iter().all(|sum| *sum > 0), "a rule sums to 0: {:?}", sums);
-            let state = read(&after, "shop", "web-stable", "web-canary").unwrap();
+            let state = read(&after, "shop", "web-stable", "web-canary", &[]).unwrap();
             prop_assert!(state.rules.iter().all(|rule| rule.holds(percent)));
             let again = set_weight(&after, "shop", "web-stable", "web-canary", percent).unwrap();
             prop_assert_eq!(again, None, "a second write of the same");

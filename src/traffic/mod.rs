@@ -4,6 +4,7 @@
 //! byte that is not a weight is somebody else's.
 
 pub mod gateway_api;
+pub mod header_route;
 
 use crate::engine::Problem;
 
@@ -43,6 +44,16 @@ pub enum RouteProblem {
         rule: String,
         /// The Service.
         service: String,
+    },
+    /// A rule asks for a header that a header route asks for too: of two the gateway looks at one.
+    #[error("{route}, {rule} matches header \"{header}\" itself: a header route cannot ask for it too")]
+    Header {
+        /// The route.
+        route: String,
+        /// The rule, as people count.
+        rule: String,
+        /// The header.
+        header: String,
     },
     /// Stable and canary are one Service.
     #[error("stable and canary are both Service \"{service}\": traffic cannot be split")]

@@ -500,6 +500,11 @@ pub fn describe(effect: &Effect, rollout: &str) -> String {
         }
         Effect::SelectRevision { service, revision } => format!("let Service {service} select revision {revision}"),
         Effect::SetWeight { route, percent } => format!("set the canary's weight in {route} to {percent} %"),
+        Effect::SetHeaderRoutes { route, header_routes } => {
+            let names: Vec<&str> = header_routes.iter().map(|it| it.name.as_str()).collect();
+            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            format!("set the header routes of {route}: {names}")
+        }
         Effect::StartAnalysis { name, .. } => format!("start AnalysisRun {name}"),
         Effect::EndAnalysis { name } => format!("end AnalysisRun {name}"),
     }

@@ -78,8 +78,11 @@ const TWINS: &[(&str, Twin)] = &[
         },
     ),
     (
-        "[has(self.setWeight), has(self.setCanaryScale), has(self.pause), has(self.analysis)].filter(given, given).size() == 1",
-        |step| ["setWeight", "setCanaryScale", "pause", "analysis"].iter().filter(|verb| has(step, verb)).count() == 1,
+        "[has(self.setWeight), has(self.setCanaryScale), has(self.setHeaderRoute), has(self.pause), has(self.analysis)].filter(given, given).size() == 1",
+        |step| {
+            let verbs = ["setWeight", "setCanaryScale", "setHeaderRoute", "pause", "analysis"];
+            verbs.iter().filter(|verb| has(step, verb)).count() == 1
+        },
     ),
     (
         "[has(self.replicas), has(self.weight), has(self.matchTrafficWeight)].filter(given, given).size() == 1",
@@ -91,6 +94,9 @@ const TWINS: &[(&str, Twin)] = &[
     ("has(self.trafficRouting) || !has(self.steps) || !self.steps.exists(step, has(step.setCanaryScale))", |canary| {
         let mut steps = canary.get("steps").and_then(Value::as_array).into_iter().flatten();
         has(canary, "trafficRouting") || !steps.any(|step| has(step, "setCanaryScale"))
+    }),
+    ("[has(self.exact), has(self.prefix), has(self.regex)].filter(given, given).size() == 1", |text| {
+        ["exact", "prefix", "regex"].iter().filter(|field| has(text, field)).count() == 1
     }),
     ("!has(self.duration) || !has(self.approvals)", |pause| !has(pause, "duration") || !has(pause, "approvals")),
     ("!has(self.previewService) || self.previewService != self.activeService", |strategy| {
