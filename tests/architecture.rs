@@ -84,7 +84,8 @@ const EXCEPTIONS: &[(&str, &[Reach], &str)] = &[
 const SIGNS: &[(&str, Option<Reach>)] = &[
     ("kube::", Some(Client)), ("k8s_openapi::", Some(Types)),
     ("kube::core::", Some(Types)), ("kube::CustomResource", Some(Types)), ("kube::CustomResourceExt", Some(Types)),
-    ("kube::{CustomResource, KubeSchema}", Some(Types)), ("kube::runtime::watcher", Some(Types)),
+    ("kube::{CustomResource, KubeSchema}", Some(Types)), ("kube::KubeSchema", Some(Types)),
+    ("kube::runtime::watcher", Some(Types)),
     ("kube::ResourceExt", Some(Types)), ("kube::Resource", Some(Types)), ("kube::api::ObjectMeta", Some(Types)),
     ("std::process::", Some(Process)), ("tokio::process::", Some(Process)), ("process::Command", Some(Process)),
     ("std::process::ExitCode", None), ("std::process::id", None),

@@ -179,7 +179,7 @@ mod tests {
     use axum::response::{IntoResponse, Response};
 
     use super::*;
-    use crate::api::{PodTemplate, RolloutStatus, RouteKey, RouteKind};
+    use crate::api::{HeaderRoute, PodTemplate, RolloutStatus, RouteKey, RouteKind};
     use crate::cluster::client::client;
     use crate::cluster::index::Index;
     use crate::cluster::write::{Gate, WriteObserver};
@@ -345,6 +345,29 @@ mod tests {
         // An HTTPRoute of that name was never seen.
         let other = Effect::SetWeight { route: RouteKey::new(RouteKind::Http, "web"), percent: 20 };
         assert!(matches!(writer.perform(&rollout(), &other).await, Err(WriteError::Conflict { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_header_route_is_written_strictly() {
+        let kind = RouteKind::Grpc;
+        let route = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": kind.name(),
+            "metadata": {"name": "web", "namespace": "shop", "uid": "r1", "resourceVersion": "5"},
+            "spec": {"rules": [{"backendRefs": [{"name": "web-stable"}, {"name": "web-canary", "weight": 0}]}]}});
+        let unknown = "strict decoding error: unknown field \"spec.rules[0].name\"";
+        let (writer, script, _) = writer(vec![status(400, "BadRequest", unknown)]).await;
+        writer.index().apply(Kind::Route(kind), &serde_json::from_value(route).unwrap());
+        let vip: HeaderRoute = serde_json::from_value(json!({"name": "vip", "match": [
+            {"headerName": "X-Vip", "headerValue": {"exact": "1"}}]}))
+        .unwrap();
+        let effect = Effect::SetHeaderRoutes { route: RouteKey::new(kind, "web"), header_routes: vec![vip] };
+        let error = writer.perform(&rollout(), &effect).await.unwrap_err();
+        assert!(matches!(error, WriteError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains(unknown), "a Gateway API without names of rules is told: {error}");
+        let requests = script.requests.lock().unwrap();
+        let (_, uri, body) = &requests[0];
+        assert!(uri.contains("fieldValidation=Strict"), "{uri}");
+        assert_eq!(body[2]["path"], "/spec/rules/0");
+        assert_eq!(body[2]["value"]["backendRefs"], json!([{"name": "web-canary", "weight": 1}]));
     }
 
     #[tokio::test]
