@@ -5,7 +5,10 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::connection::Connection;
-use super::{CommitStatus, Deployment, ForgeError, Location, NewPullRequest, PullRequest, PullRequestState, State};
+use super::{
+    CommitStatus, Deployment, EndedDeployment, ForgeError, Location, NewPullRequest, PullRequest, PullRequestState,
+    State,
+};
 
 /// Pull requests in one answer: each comes with both of its repositories and its whole text.
 const PAGE: usize = 10;
@@ -59,6 +62,10 @@ impl Pull {
     }
 }
 
+fn deployment_context(environment: &str) -> String {
+    format!("deployment/{environment}")
+}
+
 impl Gitea {
     pub(super) fn new(location: &Location, token: &str, authorities: Option<&str>) -> Result<Self, ForgeError> {
         let connection = Connection::new(location.api(), "token", token, authorities)?;
@@ -106,7 +113,7 @@ impl Gitea {
 
     pub(super) async fn deploy(&self, deployment: Deployment<'_>) -> Result<(), ForgeError> {
         let status = CommitStatus {
-            context: &format!("deployment/{}", deployment.environment),
+            context: &deployment_context(deployment.environment),
             state: deployment.state,
             description: deployment.description,
             target: deployment.target,
@@ -114,10 +121,33 @@ impl Gitea {
         self.say("setting a deployment", deployment.commit, status).await
     }
 
-    async fn say(&self, doing: &'static str, commit: &str, status: CommitStatus<'_>) -> Result<(), ForgeError> {
+    pub(super) async fn end_deployment(&self, ended: EndedDeployment<'_>) -> Result<(), ForgeError> {
+        let doing = "ending a deployment";
+        let context = deployment_context(ended.environment);
+        let newest = self.newest_status(doing, ended.commit, &context).await?;
+        if newest.is_none_or(|newest| newest.status != "pending") {
+            return Ok(());
+        }
+        // The nearest that there is to "neither good nor bad".
+        let body = json!({"state": "warning", "context": context, "description": ended.description});
+        let call = self.connection.post(doing, &self.path(&["statuses", ended.commit]), body);
+        call.send::<IgnoredAny>().await.map(drop)
+    }
+
+    /// What was said last of a commit in this context.
+    async fn newest_status(
+        &self,
+        doing: &'static str,
+        commit: &str,
+        context: &str,
+    ) -> Result<Option<Status>, ForgeError> {
         let call = self.connection.get(doing, &self.path(&["commits", commit, "statuses"]));
         let known: Vec<Status> = call.query("sort", "highestindex").query("limit", "50").send().await?;
-        let newest = known.into_iter().filter(|known| known.context == status.context).max_by_key(|known| known.id);
+        Ok(known.into_iter().filter(|known| known.context == context).max_by_key(|known| known.id))
+    }
+
+    async fn say(&self, doing: &'static str, commit: &str, status: CommitStatus<'_>) -> Result<(), ForgeError> {
+        let newest = self.newest_status(doing, commit, status.context).await?;
         let state = match status.state {
             State::Pending => "pending",
             State::Success => "success",

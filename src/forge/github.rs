@@ -5,7 +5,10 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::connection::Connection;
-use super::{CommitStatus, Deployment, ForgeError, Location, NewPullRequest, PullRequest, PullRequestState, State};
+use super::{
+    CommitStatus, Deployment, EndedDeployment, ForgeError, Location, NewPullRequest, PullRequest, PullRequestState,
+    State,
+};
 
 /// What our deployments are called among all of a repository.
 const TASK: &str = "deploy:sluice";
@@ -146,10 +149,8 @@ impl GitHub {
 
     pub(super) async fn deploy(&self, deployment: Deployment<'_>) -> Result<(), ForgeError> {
         let doing = "setting a deployment";
-        let call = self.connection.get(doing, &self.path(&["deployments"]));
-        let call = call.query("sha", deployment.commit).query("environment", deployment.environment);
-        let known: Vec<Deployed> = call.query("task", TASK).query("per_page", "100").send().await?;
-        let known = known.into_iter().find(|known| known.has_key(deployment.key));
+        let Deployment { commit, environment, key, .. } = deployment;
+        let known = self.deployment(doing, commit, environment, key).await?;
         let id = match &known {
             Some(known) => known.id,
             None => {
@@ -166,18 +167,50 @@ impl GitHub {
                 self.connection.post(doing, &self.path(&["deployments"]), body).send::<Deployed>().await?.id
             }
         };
+        let state = state(deployment.state, "in_progress");
+        if known.is_some() && self.deployment_state(doing, id).await?.as_deref() == Some(state) {
+            return Ok(());
+        }
         let id = id.to_string();
         let path = ["deployments", &id, "statuses"];
-        let state = state(deployment.state, "in_progress");
-        if known.is_some() {
-            let said: Vec<DeploymentStatus> =
-                self.connection.get(doing, &self.path(&path)).query("per_page", "100").send().await?;
-            if said.into_iter().max_by_key(|said| said.id).is_some_and(|newest| newest.state == state) {
-                return Ok(());
-            }
-        }
         let body = json!({"state": state, "description": deployment.description, "log_url": deployment.target});
         self.connection.post(doing, &self.path(&path), body).send::<IgnoredAny>().await.map(drop)
+    }
+
+    pub(super) async fn end_deployment(&self, ended: EndedDeployment<'_>) -> Result<(), ForgeError> {
+        let doing = "ending a deployment";
+        let EndedDeployment { commit, environment, key, description } = ended;
+        let Some(known) = self.deployment(doing, commit, environment, key).await? else { return Ok(()) };
+        let state = self.deployment_state(doing, known.id).await?;
+        if state.is_some_and(|state| !matches!(state.as_str(), "in_progress" | "queued" | "pending")) {
+            return Ok(());
+        }
+        let body = json!({"state": "inactive", "description": description});
+        let id = known.id.to_string();
+        let path = ["deployments", &id, "statuses"];
+        self.connection.post(doing, &self.path(&path), body).send::<IgnoredAny>().await.map(drop)
+    }
+
+    /// The one of ours with this key.
+    async fn deployment(
+        &self,
+        doing: &'static str,
+        commit: &str,
+        environment: &str,
+        key: &str,
+    ) -> Result<Option<Deployed>, ForgeError> {
+        let call = self.connection.get(doing, &self.path(&["deployments"]));
+        let call = call.query("sha", commit).query("environment", environment);
+        let known: Vec<Deployed> = call.query("task", TASK).query("per_page", "100").send().await?;
+        Ok(known.into_iter().find(|known| known.has_key(key)))
+    }
+
+    /// What was said last of a deployment; none when nothing was.
+    async fn deployment_state(&self, doing: &'static str, id: u64) -> Result<Option<String>, ForgeError> {
+        let path = ["deployments", &id.to_string(), "statuses"];
+        let said: Vec<DeploymentStatus> =
+            self.connection.get(doing, &self.path(&path)).query("per_page", "100").send().await?;
+        Ok(said.into_iter().max_by_key(|said| said.id).map(|newest| newest.state))
     }
 
     pub(super) async fn newest_deployment(&self, environment: &str) -> Result<Option<String>, ForgeError> {

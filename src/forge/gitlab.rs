@@ -5,7 +5,10 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::connection::Connection;
-use super::{CommitStatus, Deployment, ForgeError, Location, NewPullRequest, PullRequest, PullRequestState, State};
+use super::{
+    CommitStatus, Deployment, EndedDeployment, ForgeError, Location, NewPullRequest, PullRequest, PullRequestState,
+    State,
+};
 
 #[derive(Clone)]
 pub(super) struct GitLab {
@@ -139,6 +142,19 @@ impl GitLab {
             "status": state,
         });
         self.connection.post(doing, &self.path(&["deployments"]), body).send::<IgnoredAny>().await.map(drop)
+    }
+
+    pub(super) async fn end_deployment(&self, ended: EndedDeployment<'_>) -> Result<(), ForgeError> {
+        let doing = "ending a deployment";
+        // Others may have begun in the same environment since.
+        let call = self.connection.get(doing, &self.path(&["deployments"])).query("environment", ended.environment);
+        let call = call.query("status", "running").query("order_by", "id").query("sort", "desc");
+        let running: Vec<Deployed> = call.query("per_page", "100").send().await?;
+        let running = running.into_iter().find(|known| known.sha == ended.commit && known.status == "running");
+        let Some(running) = running else { return Ok(()) };
+        let path = ["deployments", &running.id.to_string()];
+        let call = self.connection.put(doing, &self.path(&path), json!({"status": "canceled"}));
+        call.send::<IgnoredAny>().await.map(drop)
     }
 
     pub(super) async fn newest_deployment(&self, environment: &str) -> Result<Option<String>, ForgeError> {

@@ -116,6 +116,19 @@ pub struct Deployment<'a> {
     pub target: Option<&'a str>,
 }
 
+/// A deployment that another one took the place of: see [`Deployment`] for what its fields are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedDeployment<'a> {
+    /// The commit that was on its way.
+    pub commit: &'a str,
+    /// Where to.
+    pub environment: &'a str,
+    /// What tells it from others.
+    pub key: &'a str,
+    /// Why it ended, in one line.
+    pub description: &'a str,
+}
+
 /// How something goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -207,6 +220,19 @@ impl ForgeClient {
             Forge::GitHub(forge) => forge.deploy(deployment).await,
             Forge::GitLab(forge) => forge.deploy(deployment).await,
             Forge::Gitea(forge) => forge.deploy(deployment).await,
+        }
+    }
+
+    /// Says that a deployment ended without a result, for another one took its place. One that is not there, or that is
+    /// not on its way any more, is left as it is.
+    pub async fn end_deployment(&self, ended: EndedDeployment<'_>) -> Result<(), ForgeError> {
+        check_commit(ended.commit)?;
+        let description = cut(ended.description);
+        let ended = EndedDeployment { description: &description, ..ended };
+        match &self.forge {
+            Forge::GitHub(forge) => forge.end_deployment(ended).await,
+            Forge::GitLab(forge) => forge.end_deployment(ended).await,
+            Forge::Gitea(forge) => forge.end_deployment(ended).await,
         }
     }
 

@@ -16,7 +16,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-use super::{CommitStatus, Deployment, ForgeClient, Location, NewPullRequest, PullRequestState, State};
+use super::{
+    CommitStatus, Deployment, EndedDeployment, ForgeClient, Location, NewPullRequest, PullRequestState, State,
+};
 use crate::api::ForgeKind;
 
 /// In every token; looked for in every error and `Debug`.
@@ -116,6 +118,10 @@ fn status(state: State, description: &str) -> CommitStatus<'_> {
 
 fn deployment<'a>(key: &'a str, state: State) -> Deployment<'a> {
     Deployment { commit: COMMIT, environment: "prod/eu", key, state, description: "step 1 of 3", target: None }
+}
+
+fn ended(key: &str) -> EndedDeployment<'_> {
+    EndedDeployment { commit: COMMIT, environment: "prod/eu", key, description: "another one took its place" }
 }
 
 /// What every forge must do with pull requests.

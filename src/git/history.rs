@@ -60,6 +60,8 @@ pub struct Commit {
     pub message: Vec<u8>,
     /// Trailers that its message does not repeat from the entry before of the same Rollout.
     pub repeated: Vec<(String, String)>,
+    /// The source commit of the entry before of the same Rollout, where this one tells another.
+    pub source_commit_before: Option<String>,
 }
 
 /// Somebody, and when.
@@ -169,6 +171,7 @@ impl Commit {
             more_headers: Vec::new(),
             message: bytes[end + 2..].to_vec(),
             repeated: Vec::new(),
+            source_commit_before: None,
         };
         // A line that begins with a space goes on with the one before it.
         for line in headers.lines().filter(|line| !line.starts_with(' ')) {
@@ -299,7 +302,7 @@ impl History {
             let branch = branch.clone();
             let mut commit = self.commit(id, branch).await?;
             self.tree_before = Some(commit.tree.clone());
-            commit.repeated = self.repeated(&commit).await?;
+            self.complete(&mut commit).await?;
             return Ok(Some(commit));
         }
     }
@@ -320,18 +323,28 @@ impl History {
         Ok(())
     }
 
-    /// What a message leaves out, by the state that the commit holds: that tells it always.
-    async fn repeated(&mut self, commit: &Commit) -> Result<Vec<(String, String)>> {
+    /// Adds what a message leaves out, by the state that the commit holds: that tells it always.
+    async fn complete(&mut self, commit: &mut Commit) -> Result<()> {
         let told = Trailers::parse(&commit.text());
         let mut id = told.get("Id").unwrap_or_default().splitn(3, '/').skip(1);
-        let (Some(namespace), Some(name)) = (id.next(), id.next()) else { return Ok(Vec::new()) };
-        let state = self.read(&format!("{}:{}", commit.id, state_path(namespace, name))).await?;
-        let Some(state) = state.bytes().and_then(|bytes| serde_json::from_slice::<StateFile>(bytes).ok()) else {
-            return Ok(Vec::new());
-        };
-        let left_out =
-            state.repeated().into_iter().filter(|(name, value)| told.get(name).is_none() && !value.is_empty());
-        Ok(left_out.map(|(name, value)| (name.to_owned(), value)).collect())
+        let (Some(namespace), Some(name)) = (id.next(), id.next()) else { return Ok(()) };
+        let path = state_path(namespace, name);
+        if let Some(state) = self.state(&commit.id, &path).await? {
+            let left_out =
+                state.repeated().into_iter().filter(|(name, value)| told.get(name).is_none() && !value.is_empty());
+            commit.repeated = left_out.map(|(name, value)| (name.to_owned(), value)).collect();
+        }
+        if told.get("Source-Commit").is_some()
+            && let Some(previous) = told.get("Prev")
+        {
+            commit.source_commit_before = self.state(previous, &path).await?.and_then(|state| state.source_commit);
+        }
+        Ok(())
+    }
+
+    async fn state(&mut self, commit: &str, path: &str) -> Result<Option<StateFile>> {
+        let state = self.read(&format!("{commit}:{path}")).await?;
+        Ok(state.bytes().and_then(|bytes| serde_json::from_slice(bytes).ok()))
     }
 
     async fn commit(&mut self, id: &str, branch: Arc<str>) -> Result<Commit> {

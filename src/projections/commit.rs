@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{DeliveryError, Event};
 use crate::api::TransitionEvent;
-use crate::forge::{CommitStatus, Deployment, ForgeClient, State};
+use crate::forge::{CommitStatus, Deployment, EndedDeployment, ForgeClient, State};
 
 /// A forge that is told.
 #[derive(Clone)]
@@ -26,11 +26,14 @@ impl ForgeSink {
     }
 
     pub(super) async fn deliver(&self, event: &Event) -> Result<(), DeliveryError> {
+        if let Some(environment) = self.environment.as_ref().filter(|_| gives_up(event)) {
+            return self.end(event, environment).await;
+        }
         let Some(commit) = event.source_commit.as_deref().filter(|commit| is_full_name(commit)) else {
             // Nobody knows which commit asked for it: there is nothing to show it beside.
             return Ok(());
         };
-        let description = format!("{}: {}", event.summary(), event.message);
+        let description = described(event);
         let target = event.page.as_deref();
         if let Some(environment) = &self.environment {
             let Some(state) = deployment_state(event) else { return Ok(()) };
@@ -43,12 +46,26 @@ impl ForgeSink {
         let status = CommitStatus { context: &context, state, description: &description, target };
         Ok(self.client.set_status(commit, status).await?)
     }
+
+    /// The release was given up for what git asks for now: its deployment is one of the commit that asked for it.
+    async fn end(&self, event: &Event, environment: &str) -> Result<(), DeliveryError> {
+        let before = event.source_commit_before.as_deref();
+        let Some(commit) = before.filter(|commit| is_full_name(commit)) else { return Ok(()) };
+        let key = format!("{}/{}", event.uid, event.release);
+        let description = described(event);
+        let ended = EndedDeployment { commit, environment, key: &key, description: &description };
+        Ok(self.client.end_deployment(ended).await?)
+    }
 }
 
 impl fmt::Debug for ForgeSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ForgeSink").field("client", &self.client).field("environment", &self.environment).finish()
     }
+}
+
+fn described(event: &Event) -> String {
+    format!("{}: {}", event.summary(), event.message)
 }
 
 fn is_full_name(commit: &str) -> bool {
@@ -86,7 +103,12 @@ pub(super) fn deployment_state(event: &Event) -> Option<State> {
     }
 }
 
+/// A release ends, neither good nor bad, because git asks for something else.
+fn gives_up(event: &Event) -> bool {
+    event.event == TransitionEvent::Superseded || is_revert(event)
+}
+
 /// Git asks for what was there before, and has it.
 fn is_revert(event: &Event) -> bool {
-    event.reason == "Revert"
+    event.event == TransitionEvent::Aborted && event.reason == "Revert"
 }

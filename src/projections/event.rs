@@ -56,6 +56,9 @@ pub struct Event {
     /// The commit that asked for the desired revision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_commit: Option<String>,
+    /// The commit that asked for what this one gives up; the same one when that is not known. Not told to receivers.
+    #[serde(skip)]
+    pub source_commit_before: Option<String>,
     /// The branch of the log.
     pub branch: String,
     /// The commit in the log.
@@ -95,6 +98,7 @@ impl Event {
             reason: text("Reason").or_else(|| text("Event")).unwrap_or_default(),
             message: commit.body(),
             actor: text("Actor"),
+            source_commit_before: commit.source_commit_before.clone().or_else(|| text("Source-Commit")),
             source_commit: text("Source-Commit"),
             branch: commit.branch.to_string(),
             commit: commit.id.clone(),

@@ -38,6 +38,7 @@ fn commit(trailers: &str, body: &str) -> Commit {
         more_headers: Vec::new(),
         message: format!("shop/web: StepCompleted 2/5 20%→50%\n\n{body}\n\n{trailers}\n").into_bytes(),
         repeated: Vec::new(),
+        source_commit_before: None,
     }
 }
 

@@ -621,6 +621,61 @@ async fn a_forge_shows_it_beside_the_commit_with_the_secret_of_the_forge() {
 }
 
 #[tokio::test]
+async fn a_release_that_is_given_up_is_not_shown_as_on_its_way_for_ever() {
+    let world = World::new().await;
+    world.secret("forge", &[("token", CANARY)]);
+    let said = Arc::new(Mutex::new(Vec::<Value>::new()));
+    let forge = {
+        let said = Arc::clone(&said);
+        let handler = move |method: Method, uri: Uri, body: Bytes| {
+            let said = Arc::clone(&said);
+            async move {
+                let mut said = said.lock().unwrap();
+                let path = uri.path().trim_start_matches("/api/v1/repos/shop/deploy/").to_owned();
+                if method == Method::GET {
+                    let commit = path.split('/').nth(1).unwrap_or_default();
+                    let own: Vec<_> = said.iter().filter(|status| status["commit"] == commit).cloned().collect();
+                    return axum::Json(own).into_response();
+                }
+                let mut status: Value = serde_json::from_slice(&body).unwrap();
+                status["id"] = json!(said.len() + 1);
+                status["status"] = status["state"].clone();
+                status["commit"] = json!(path.trim_start_matches("statuses/"));
+                said.push(status);
+                (StatusCode::CREATED, axum::Json(json!({}))).into_response()
+            }
+        };
+        serve(Router::new().fallback(handler)).await
+    };
+    world.change(|repo| {
+        let api = format!("{forge}/api/v1");
+        repo["spec"]["forge"] = json!({"type": "gitea", "api": api, "secretRef": {"name": "forge"}});
+        repo["spec"]["projections"] = json!([{"name": "place", "to": "deployment"}]);
+    });
+    world.turn("place").await;
+    let [first, second, back] = ["1", "2", "3"].map(|digit| digit.repeat(40));
+    let told = |sequence, event, revision: &str, commit: &str| {
+        let mut entry = entry("web", sequence, event);
+        entry.transition.revision_to = revision.repeat(10);
+        entry.transition.source_commit = Some(commit.to_owned());
+        entry
+    };
+    use TransitionEvent::{Aborted, Started, Superseded};
+    world.record(&[told(1, Started, "a", &first), told(2, Superseded, "a", &second)]).await;
+    let mut reverted = told(4, Aborted, "b", &back);
+    reverted.transition.reason = "Revert".into();
+    // What was asked for before is known from the log, also across turns.
+    world.turn("place").await;
+    world.record(&[told(3, Started, "b", &second)]).await;
+    world.turn("place").await;
+    world.record(&[reverted]).await;
+    world.turn("place").await;
+    let said: Vec<_> = said.lock().unwrap().iter().map(|one| (one["commit"].clone(), one["state"].clone())).collect();
+    let expected = [(&first, "pending"), (&first, "warning"), (&second, "pending"), (&second, "warning")];
+    assert_eq!(said, expected.map(|(commit, state)| (json!(commit), json!(state))));
+}
+
+#[tokio::test]
 async fn many_do_not_get_in_each_others_way() {
     let world = World::new().await;
     let mut receivers = Vec::new();

@@ -116,4 +116,12 @@ async fn a_deployment_is_a_status_there() {
     assert_eq!(statuses.last().unwrap()["context"], "deployment/prod/eu");
     assert_eq!(statuses.last().unwrap()["status"], "success");
     assert_eq!(client.newest_deployment("prod/eu").await.unwrap(), None);
+    // What has ended stays as it ended, and what is on its way ends as neither good nor bad.
+    client.end_deployment(ended("a.1")).await.unwrap();
+    assert_eq!(stub.writes(), 2);
+    client.deploy(deployment("a.2", State::Pending)).await.unwrap();
+    client.end_deployment(ended("a.2")).await.unwrap();
+    client.end_deployment(ended("a.2")).await.unwrap();
+    assert_eq!(stub.writes(), 4);
+    assert_eq!(repository.lock().unwrap().statuses.last().unwrap()["status"], "warning");
 }

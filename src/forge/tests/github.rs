@@ -145,6 +145,23 @@ async fn statuses() {
 }
 
 #[tokio::test]
+async fn a_deployment_that_is_on_its_way_becomes_inactive_and_no_other_one() {
+    let (stub, client, repository) = start().await;
+    client.end_deployment(ended("a.1")).await.unwrap();
+    assert_eq!(stub.writes(), 0, "none is made for that");
+    client.deploy(deployment("a.1", State::Pending)).await.unwrap();
+    client.deploy(deployment("a.2", State::Success)).await.unwrap();
+    for key in ["a.1", "a.1", "a.2"] {
+        client.end_deployment(ended(key)).await.unwrap();
+    }
+    let repository = repository.lock().unwrap();
+    let said: Vec<_> =
+        repository.deployment_statuses.iter().map(|status| (&status["deployment"], &status["state"])).collect();
+    let expected = [("1", "in_progress"), ("2", "success"), ("1", "inactive")].map(|(a, b)| (json!(a), json!(b)));
+    assert_eq!(said, expected.iter().map(|(a, b)| (a, b)).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_deployment_is_made_once_for_each_key() {
     let (stub, client, repository) = start().await;
     assert_eq!(client.newest_deployment("prod/eu").await.unwrap(), None);

@@ -155,4 +155,17 @@ async fn a_deployment_goes_on_until_it_has_ended() {
     assert_eq!(states, [json!("success"), json!("failed")]);
     assert_eq!(client.newest_deployment("prod/eu").await.unwrap().as_deref(), Some(COMMIT));
     assert_eq!(client.newest_deployment("elsewhere").await.unwrap(), None);
+    // One that another took the place of, which has begun already.
+    client.end_deployment(ended("a.2")).await.unwrap();
+    client.deploy(deployment("a.3", State::Pending)).await.unwrap();
+    let other = Deployment { commit: "fedcba9876543210fedcba9876543210fedcba98", ..deployment("b.1", State::Pending) };
+    client.deploy(other).await.unwrap();
+    let writes = stub.writes();
+    for _ in 0..2 {
+        client.end_deployment(ended("a.3")).await.unwrap();
+    }
+    assert_eq!(stub.writes(), writes + 1);
+    let states: Vec<_> =
+        project.lock().unwrap().deployments.iter().map(|deployment| deployment["status"].clone()).collect();
+    assert_eq!(states, [json!("success"), json!("failed"), json!("canceled"), json!("running")]);
 }
