@@ -335,7 +335,7 @@ mod tests {
         writer.perform(&rollout(), &effect).await.unwrap();
         // The answer is known at once: the same again asks for nothing.
         writer.perform(&rollout(), &effect).await.unwrap();
-        let requests = script.requests.lock().unwrap();
+        let requests = script.requests.lock().unwrap().clone();
         assert_eq!(requests.len(), 1);
         let (method, uri, body) = &requests[0];
         assert_eq!(method, Method::PATCH);

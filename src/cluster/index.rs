@@ -550,7 +550,7 @@ mod tests {
         assert!(index.route(RouteKind::Grpc, &web).is_none());
         for kind in [RouteKind::Http, RouteKind::Tls, RouteKind::Tcp] {
             assert_eq!(index.route(kind, &web).unwrap().value["kind"], kind.name());
-            assert_eq!(index.keys(Kind::Route(kind)), [web.clone()]);
+            assert_eq!(index.keys(Kind::Route(kind)), std::slice::from_ref(&web));
         }
     }
 
