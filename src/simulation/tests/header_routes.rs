@@ -11,6 +11,7 @@ fn with_header_route(image: &str) -> RolloutSpec {
         json!({
             "trafficRouting": {"gatewayAPI": {
                 "httpRoutes": [{"name": "web"}], "grpcRoutes": [{"name": "web"}], "tcpRoutes": [{"name": "web"}]}},
+            "abortScaleDownDelaySeconds": 0,
             "steps": [{"setHeaderRoute": {"name": "vip", "match": [
                           {"headerName": "X-Vip", "headerValue": {"exact": "1"}}]}},
                       {"pause": {"duration": "60s"}}, {"setWeight": 60}, {"pause": {"duration": "60s"}},
@@ -103,8 +104,11 @@ fn another_version_takes_the_canary_service_only_when_nobody_is_sent_there() {
     watched(&mut world, |world| stage(world) == 1);
     world.edit_spec(|spec| spec.template = template("i:3"));
     let third = template("i:3").revision();
+    watched(&mut world, |world| !is_direct(world));
+    let ended = world.now;
     watched(&mut world, |world| world.services["web-canary"].selects.as_ref() == Some(&third));
     assert!(!is_direct(&world));
+    assert!(world.now - ended >= world.spec.strategy.drain().delta(), "what was sent there had no time to end");
     watched(&mut world, is_direct);
     watched(&mut world, |world| world.status.stable_revision.as_ref() == Some(&third));
 }
@@ -132,4 +136,20 @@ fn a_paused_rollout_begins_no_header_route_and_keeps_what_it_has() {
     world.edit_spec(|spec| spec.paused = true);
     world.run(TimeDelta::hours(1));
     assert!(is_direct(&world));
+}
+
+#[test]
+fn draining_begins_when_the_header_route_ends_however_quick_the_gateway_is() {
+    let mut world = new_version();
+    watched(&mut world, |world| stage(world) == 1);
+    let seen = world.status.seen.clone();
+    let later = world.now + TimeDelta::minutes(1);
+    let weight = |world: &World| {
+        let weight = crate::engine::converge::facts(&world.snapshot(), &seen, later).weight.unwrap();
+        (weight.value, weight.direct, weight.since)
+    };
+    assert_eq!(weight(&world), (0, true, seen.weight.as_ref().unwrap().since), "nothing has changed");
+    // Accepted before the operator ever saw it unaccepted.
+    world.routes.values_mut().for_each(|route| route.header_routes.clear());
+    assert_eq!(weight(&world), (0, false, later));
 }
