@@ -487,6 +487,12 @@ impl Shop<'_> {
         self.world.objects("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes", &self.namespace)
     }
 
+    /// A Service of the shop.
+    pub async fn service(&self, name: &str) -> Result<Value> {
+        let services = self.world.objects("", "v1", "Service", "services", &self.namespace);
+        Ok(serde_json::to_value(services.get(name).await?)?)
+    }
+
     /// The canary's weight as the route says it.
     pub async fn written_weight(&self) -> Result<i64> {
         let route = self.routes().get("web").await?;

@@ -385,6 +385,44 @@ pub struct BlueGreenStrategy {
     pub abort_scale_down_delay_seconds: Option<i32>,
 }
 
+/// What a strategy moves, without how: enough to bring traffic back by it when another strategy is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Steering {
+    /// Blue/green rather than a canary.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub blue_green: bool,
+    /// The Service of the version that is known to be good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stable_service: Option<String>,
+    /// The Service of the version on trial.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary_service: Option<String>,
+    /// The routes.
+    #[serde(rename = "gatewayAPI", skip_serializing_if = "Option::is_none")]
+    pub gateway_api: Option<GatewayApiRouting>,
+}
+
+impl Steering {
+    /// A strategy that moves the same and has no steps.
+    pub fn strategy(&self) -> Strategy {
+        let (stable_service, canary_service) = (self.stable_service.clone(), self.canary_service.clone());
+        if self.blue_green {
+            let active_service = stable_service.unwrap_or_default();
+            let preview_service = canary_service;
+            let blue_green = BlueGreenStrategy { active_service, preview_service, ..BlueGreenStrategy::default() };
+            return Strategy { blue_green: Some(blue_green), canary: None };
+        }
+        let routing = |gateway_api: &GatewayApiRouting| TrafficRouting {
+            gateway_api: Some(gateway_api.clone()),
+            ..TrafficRouting::default()
+        };
+        let traffic_routing = self.gateway_api.as_ref().map(routing);
+        let canary = CanaryStrategy { stable_service, canary_service, traffic_routing, ..CanaryStrategy::default() };
+        Strategy { canary: Some(canary), blue_green: None }
+    }
+}
+
 /// What a Rollout names in its own namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
@@ -440,6 +478,24 @@ impl RolloutSpec {
 }
 
 impl Strategy {
+    /// What it moves.
+    pub fn steering(&self) -> Steering {
+        if let Some(blue_green) = &self.blue_green {
+            return Steering {
+                blue_green: true,
+                stable_service: Some(blue_green.active_service.clone()),
+                canary_service: blue_green.preview_service.clone(),
+                gateway_api: None,
+            };
+        }
+        let canary = self.canary.clone().unwrap_or_default();
+        Steering {
+            blue_green: false,
+            stable_service: canary.stable_service,
+            canary_service: canary.canary_service,
+            gateway_api: canary.traffic_routing.and_then(|routing| routing.gateway_api),
+        }
+    }
     /// A canary without routes: its share of the pods is its share of the traffic.
     pub fn by_pods(&self) -> Option<&CanaryStrategy> {
         self.canary.as_ref().filter(|canary| canary.traffic_routing.is_none())

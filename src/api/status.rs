@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, ConditionStatus, Conditions, Granularity, RECORDED};
+use super::{Condition, ConditionStatus, Conditions, Granularity, RECORDED, RolloutSpec, Steering};
 
 /// Where a Rollout stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -22,6 +22,9 @@ pub struct RolloutStatus {
     /// `Canary` or `BlueGreen`, for the column.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub strategy: String,
+    /// What moves pods and traffic at present: of a strategy that was edited it is left before the new one begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steering: Option<Steering>,
     /// The revision that git asks for.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub revision: String,
@@ -80,6 +83,14 @@ pub struct RolloutStatus {
 }
 
 impl RolloutStatus {
+    /// The spec with the strategy that moved traffic last, when another one is asked for by now: traffic goes back by
+    /// the old one first. `None` when there is nothing to leave.
+    pub fn leaves(&self, spec: &RolloutSpec) -> Option<RolloutSpec> {
+        let steering = self.steering.as_ref().filter(|_| self.stable_revision.is_some())?;
+        let changed = *steering != spec.strategy.steering();
+        changed.then(|| RolloutSpec { strategy: steering.strategy(), ..spec.clone() })
+    }
+
     /// Nothing says where the Rollout stands: it is new, or its status was lost or damaged.
     pub fn has_no_position(&self) -> bool {
         let first = self.release.as_ref().is_some_and(|release| release.state == ReleaseState::FirstDeploy);

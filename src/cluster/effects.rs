@@ -46,6 +46,16 @@ impl Writer {
                 ]);
                 self.json_patch(Kind::Service, &key, None, patch).await
             }
+            Effect::SelectEveryRevision { service } => {
+                let key = Key::new(namespace.clone(), service.clone());
+                let seen = self.index().service(&key).ok_or_else(|| conflict(&key))?;
+                let path = format!("/spec/selector/{}", names::REVISION.replace('/', "~1"));
+                let patch = json!([
+                    {"op": "test", "path": "/metadata/resourceVersion", "value": seen.identity.resource_version},
+                    {"op": "remove", "path": path},
+                ]);
+                self.json_patch(Kind::Service, &key, None, patch).await
+            }
             Effect::SetWeight { route, percent } => {
                 self.steer(rollout, route, |seen, stable, canary| {
                     gateway_api::set_weight(seen, namespace, stable, canary, *percent)
@@ -99,7 +109,8 @@ impl Writer {
         let key = Key::new(rollout.identity.namespace.clone(), route.name.clone());
         let seen = self.index().route(route.kind, &key).ok_or_else(|| conflict(&key))?;
         let spec = rollout.spec.as_ref().map_err(|error| WriteError::Unprepared(error.to_string()))?;
-        let named = spec.references();
+        let left = rollout.status.as_ref().and_then(|status| status.leaves(spec));
+        let named = left.as_ref().unwrap_or(spec).references();
         let (Some(stable), Some(canary)) = (named.stable_service, named.canary_service) else {
             return Err(WriteError::Unprepared("the strategy names no Services".to_owned()));
         };

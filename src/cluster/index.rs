@@ -237,7 +237,9 @@ impl Shelves {
         match kind {
             Kind::Rollout => {
                 let rollout = RolloutObject::of(object);
-                self.set_references(&key, rollout.spec.as_ref().ok());
+                let asked = rollout.spec.as_ref().ok();
+                let left = asked.and_then(|spec| rollout.status.as_ref()?.leaves(spec));
+                self.set_references(&key, asked.into_iter().chain(&left));
                 self.rollouts.put(&key, rollout);
             }
             Kind::ReplicaSet => {
@@ -282,7 +284,7 @@ impl Shelves {
     fn remove(&mut self, kind: Kind, key: &Key) {
         match kind {
             Kind::Rollout => {
-                self.set_references(key, None);
+                self.set_references(key, []);
                 self.rollouts.0.remove(key);
             }
             Kind::ReplicaSet => self.replica_sets.0.remove(key).map_or((), drop),
@@ -384,7 +386,8 @@ impl Shelves {
         }
     }
 
-    fn set_references(&mut self, rollout: &Key, spec: Option<&RolloutSpec>) {
+    /// What a Rollout names: by its spec, and by the strategy that is left while it is left.
+    fn set_references<'s>(&mut self, rollout: &Key, specs: impl IntoIterator<Item = &'s RolloutSpec>) {
         for reference in self.references.remove(rollout).unwrap_or_default() {
             if let Some(rollouts) = self.referred.get_mut(&reference) {
                 rollouts.remove(rollout);
@@ -393,27 +396,29 @@ impl Shelves {
                 }
             }
         }
-        let Some(spec) = spec else { return };
-        let named = spec.references();
         let mut list = Vec::new();
         let within = |name: &str| Key::new(rollout.namespace.clone(), name);
-        for service in named.stable_service.iter().chain(&named.canary_service) {
-            list.push((Kind::Service, within(service)));
-        }
-        for route in &named.routes {
-            list.push((Kind::Route(route.kind), within(&route.name)));
-        }
-        for template in &named.analysis_templates {
-            list.push(if template.cluster_scope {
-                (Kind::ClusterAnalysisTemplate, Key::new("", &template.template_name))
-            } else {
-                (Kind::AnalysisTemplate, within(&template.template_name))
-            });
+        for named in specs.into_iter().map(RolloutSpec::references) {
+            for service in named.stable_service.iter().chain(&named.canary_service) {
+                list.push((Kind::Service, within(service)));
+            }
+            for route in &named.routes {
+                list.push((Kind::Route(route.kind), within(&route.name)));
+            }
+            for template in &named.analysis_templates {
+                list.push(if template.cluster_scope {
+                    (Kind::ClusterAnalysisTemplate, Key::new("", &template.template_name))
+                } else {
+                    (Kind::AnalysisTemplate, within(&template.template_name))
+                });
+            }
         }
         for reference in &list {
             self.referred.entry(reference.clone()).or_default().insert(rollout.clone());
         }
-        self.references.insert(rollout.clone(), list);
+        if !list.is_empty() {
+            self.references.insert(rollout.clone(), list);
+        }
     }
 
     fn join(&mut self, kind: Kind, group: Key, member: &Key) {

@@ -16,6 +16,7 @@ use crate::api::{
 };
 use crate::engine::{
     AnalysisState, InterventionState, LedgerState, Problem, RevisionState, RouteState, ServiceState, Snapshot,
+    StrategyChange,
 };
 use crate::traffic::gateway_api;
 
@@ -24,10 +25,23 @@ pub type Observation = Result<Snapshot, Undecodable>;
 
 /// Looks at one Rollout. `None` when it does not exist or is being deleted.
 pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoch: i64) -> Observation {
-    let spec = rollout.spec.clone()?;
-    let named = spec.references();
+    let asked = rollout.spec.clone()?;
     let key = rollout.identity.key();
     let status = rollout.status.clone().unwrap_or_default();
+    let look = |spec: RolloutSpec| {
+        let mut problems = Vec::new();
+        let named = spec.references();
+        let services = observe_services(index, rollout, &spec, &named, &mut problems);
+        let routes = observe_routes(index, &key, &spec, &named, &mut problems);
+        (spec, services, routes, problems)
+    };
+    let leaving = StrategyChange::Leaving { asked: Box::new(asked.strategy.steering()) };
+    let (strategy_change, seen) = match status.leaves(&asked).map(look) {
+        None => (StrategyChange::None, look(asked)),
+        Some(old) if old.3.is_empty() => (leaving, old),
+        Some(_) => (StrategyChange::Gone, look(asked)),
+    };
+    let (spec, services, routes, found) = seen;
     let mut problems = Vec::new();
     if key.name.len() > names::MAX_ROLLOUT_NAME {
         problems.push(Problem {
@@ -39,8 +53,7 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
             ),
         });
     }
-    let services = observe_services(index, rollout, &spec, &named, &mut problems);
-    let routes = observe_routes(index, &key, &spec, &named, &mut problems);
+    problems.extend(found);
     let revisions = observe_revisions(index, rollout);
     problems.extend(analysis_problems(index, rollout, &spec));
     Ok(Snapshot {
@@ -58,6 +71,7 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         source_history: rollout.identity.annotations.get(names::SOURCE_HISTORY).and_then(|text| text.parse().ok()),
         epoch,
         spec,
+        strategy_change,
         status,
         problems,
     })

@@ -9,11 +9,13 @@ use chrono::{DateTime, Utc};
 use super::converge::{Convergence, Target, converge, facts, share_of_pods, split_pods, template};
 use super::plan::{Gate, Plan, Pods, Stage, plan};
 use super::recover::{denied, position};
-use super::{AnalysisState, Effect, InterventionState, LedgerState, Problem, Snapshot, Turn, Wait, WaitOn};
+use super::{
+    AnalysisState, Effect, InterventionState, LedgerState, Problem, Snapshot, StrategyChange, Turn, Wait, WaitOn,
+};
 use crate::api::{
     Abort, AbortCause, AnalysisPhase, AnalysisReference, Condition, ConditionStatus, Conditions, Denied, Hold,
     InterventionAction, OnAuditUnavailable, PausedBy, Phase, RECORDED, RefusedIntervention, Release, ReleaseState,
-    RolloutStatus, Seen, Transition, TransitionEvent, names,
+    RolloutStatus, Seen, Steering, Transition, TransitionEvent, names,
 };
 
 /// How many taken Interventions, and how many promoted revisions, are remembered.
@@ -42,9 +44,11 @@ pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
     };
     decision.refresh();
     let (seen, weight) = (decision.next.seen.clone(), decision.next.weight);
-    let turn = match problems.first() {
-        Some(problem) if !decision.may_go_back() => decision.stalled(problem),
-        _ => decision.run(),
+    let turn = match (&snapshot.strategy_change, problems.first()) {
+        (StrategyChange::Gone, _) => decision.adopt(),
+        (StrategyChange::Leaving { asked }, _) => decision.leave(asked),
+        (StrategyChange::None, Some(problem)) if !decision.may_go_back() => decision.stalled(problem),
+        (StrategyChange::None, _) => decision.run(),
     };
     let before = &snapshot.status;
     match turn {
@@ -106,6 +110,9 @@ impl Decision<'_> {
             if snapshot.spec.strategy.blue_green.is_some() { "BlueGreen" } else { "Canary" }.to_owned();
         let labels = &snapshot.spec.selector.match_labels;
         self.next.selector = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+        if snapshot.strategy_change == StrategyChange::None {
+            self.next.steering = Some(snapshot.spec.strategy.steering());
+        }
         self.next.seen = facts(snapshot, &snapshot.status.seen, self.now);
         // The same weights can stand for more than one percentage: what the stage asks for is what they mean.
         let stage = self.in_flight().and_then(|release| self.plan.stage(release.stage)).map(|stage| stage.weight);
@@ -739,6 +746,76 @@ impl Decision<'_> {
             return self.advance();
         }
         self.start(1, "NewRevision", None)
+    }
+
+    // === Another strategy ===
+
+    /// Other Services, other routes or none move the traffic from now on: it goes back by the old ones first, or what
+    /// they send to the version on trial would stay there and nobody would look after it.
+    fn leave(mut self, asked: &Steering) -> Turn {
+        let Some(stable) = self.stable() else { return self.adopt() };
+        if let Some(release) = self.in_flight().cloned() {
+            return match self.abort_cause() {
+                Some(cause) => self.abort(release, cause),
+                // Every gate has passed: it is finished by the strategy it began with.
+                None if release.state == ReleaseState::Promoting => self.promoting(release, &stable),
+                None => {
+                    self.give_up(&release);
+                    self.advance()
+                }
+            };
+        }
+        let own = self.snapshot.spec.references().stable_service.and_then(|name| self.snapshot.services.get(&name));
+        if own.is_some_and(|service| service.selects.is_none()) {
+            // The handing back has begun.
+            return self.hand_back(asked);
+        }
+        let target = Target { only_lower: true, ..self.rest(&stable) };
+        let wait = match converge(self.snapshot, &target, &self.next.seen, self.now) {
+            Convergence::Do(effect) => return Turn::Apply(effect),
+            Convergence::Reached => return self.hand_back(asked),
+            // A gateway that accepts nothing may be why the strategy was changed: more than to say 0 cannot be done.
+            Convergence::Hold(wait) if wait.on == WaitOn::Route && self.written() == 0 => {
+                return self.hand_back(asked);
+            }
+            Convergence::Hold(wait) => wait,
+        };
+        let message =
+            format!("another strategy is asked for; traffic goes back by the old one first: {}", wait.message);
+        self.describe(Phase::Progressing, "StrategyChanged", &message);
+        self.conclude(Convergence::Hold(wait))
+    }
+
+    /// A Service that is steered no more selects every revision again, or it would soon have nobody.
+    fn hand_back(self, asked: &Steering) -> Turn {
+        let steered = |name: &String| {
+            [&asked.stable_service, &asked.canary_service].into_iter().flatten().any(|steered| steered == name)
+        };
+        let left = self.snapshot.services.iter().find(|(name, state)| state.selects.is_some() && !steered(name));
+        match left {
+            Some((service, _)) => Turn::Apply(Effect::SelectEveryRevision { service: service.clone() }),
+            None => self.adopt(),
+        }
+    }
+
+    /// From now on the strategy of the spec moves the traffic.
+    fn adopt(mut self) -> Turn {
+        if let Some(release) = self.in_flight().cloned() {
+            self.give_up(&release);
+        }
+        self.next.steering = None;
+        // What was seen was of other Services and routes.
+        self.next.seen = Seen::default();
+        self.advance()
+    }
+
+    fn give_up(&mut self, release: &Release) {
+        let message = format!("another strategy is asked for; revision {} begins again by that one", release.revision);
+        let weight = self.weight();
+        let (event, stage) = (TransitionEvent::Superseded, release.stage);
+        self.push(event, &release.revision, stage, (weight, 0), "StrategyChanged", message.clone(), None);
+        self.next.release = None;
+        self.describe(Phase::Progressing, "StrategyChanged", &message);
     }
 
     // === Through the steps ===

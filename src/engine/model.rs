@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::api::{
     AnalysisPhase, AnalysisReference, Conditions, Granularity, HeaderRoute, InterventionAction, OnAuditUnavailable,
-    PodTemplate, RolloutSpec, RolloutStatus, RouteKey, SourceHistory, weight,
+    PodTemplate, RolloutSpec, RolloutStatus, RouteKey, SourceHistory, Steering, weight,
 };
 
 /// Everything one decision may depend on, as last observed.
@@ -21,8 +21,10 @@ pub struct Snapshot {
     pub uid: String,
     /// The generation of the spec.
     pub generation: i64,
-    /// What is wanted.
+    /// What is wanted; with the strategy that moved traffic last while that one is left.
     pub spec: RolloutSpec,
+    /// Whether another strategy is asked for than the one that moved traffic last.
+    pub strategy_change: StrategyChange,
     /// Where we stand, as last written.
     pub status: RolloutStatus,
     /// What is wrong with the spec or with what it refers to; found before the engine is asked.
@@ -45,6 +47,21 @@ pub struct Snapshot {
     pub source_history: Option<SourceHistory>,
     /// The epoch of this leader.
     pub epoch: i64,
+}
+
+/// A strategy was edited so that other Services, other routes, or none, move the traffic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StrategyChange {
+    /// It was not.
+    #[default]
+    None,
+    /// It was, and all that the old one moves is there: traffic goes back by it first.
+    Leaving {
+        /// What the new one moves.
+        asked: Box<Steering>,
+    },
+    /// It was, and something that the old one moves is gone: the new one takes over at once.
+    Gone,
 }
 
 /// Something that must be mended before anything moves.
@@ -310,6 +327,11 @@ pub enum Effect {
         service: String,
         /// The revision.
         revision: String,
+    },
+    /// Let a Service that is steered no more select the pods of every revision, as it is declared.
+    SelectEveryRevision {
+        /// The Service.
+        service: String,
     },
     /// Give the canary this share of every steered rule of a route.
     SetWeight {

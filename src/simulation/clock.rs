@@ -164,6 +164,7 @@ impl World {
     /// Somebody changes the spec.
     pub fn edit_spec(&mut self, edit: impl FnOnce(&mut RolloutSpec)) {
         edit(&mut self.spec);
+        self.declare();
         self.generation += 1;
         self.outside(format!("spec, generation {}", self.generation));
     }

@@ -57,6 +57,8 @@ pub struct Service {
 /// A route and what the gateway makes of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
+    /// The two Services: stable and canary.
+    pub services: (String, String),
     /// The rules that name both Services.
     pub rules: Vec<RuleState>,
     /// The header routes it holds, by their ids.

@@ -11,6 +11,7 @@ mod by_pods;
 mod going_back;
 mod header_routes;
 mod recover;
+mod strategy_change;
 
 fn start() -> DateTime<Utc> {
     "2026-01-01T00:00:00Z".parse().unwrap()

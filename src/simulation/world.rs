@@ -11,7 +11,7 @@ use crate::api::{
 };
 use crate::engine::{
     AnalysisState, Effect, InterventionState, LedgerState, Problem, RevisionState, RouteState, RuleState, ServiceState,
-    Snapshot,
+    Snapshot, StrategyChange,
 };
 
 /// The kinds of objects that have versions.
@@ -68,17 +68,13 @@ pub struct World {
 impl World {
     /// A world in which nothing was deployed yet. The Services and routes that the spec names exist.
     pub fn new(spec: RolloutSpec, now: DateTime<Utc>) -> Self {
-        let references = spec.references();
-        let services = [references.stable_service, references.canary_service];
-        let rule = RuleState { base: 100, stable: 100, canary: 0 };
-        let route = Route { rules: vec![rule], ..Route::default() };
-        Self {
+        let mut world = Self {
             now,
             generation: 1,
             status: RolloutStatus::default(),
             replica_sets: BTreeMap::new(),
-            services: services.into_iter().flatten().map(|name| (name, Service::default())).collect(),
-            routes: references.routes.into_iter().map(|name| (name, route.clone())).collect(),
+            services: BTreeMap::new(),
+            routes: BTreeMap::new(),
             analyses: BTreeMap::new(),
             interventions: Vec::new(),
             ledger: LedgerState { read: true, configured: true, ..LedgerState::default() },
@@ -94,6 +90,27 @@ impl World {
             identity: ("default".to_owned(), "rollout".to_owned(), "00000000-0000-0000-0000-000000000000".to_owned()),
             status_version: 1,
             spec,
+        };
+        world.declare();
+        world
+    }
+
+    /// What git declares beside the Rollout: the Services and routes that the spec names. A route that names two other
+    /// Services than before is as git has it; nothing is pruned.
+    pub(super) fn declare(&mut self) {
+        let named = self.spec.references();
+        for service in named.stable_service.iter().chain(&named.canary_service) {
+            self.services.entry(service.clone()).or_default();
+        }
+        let pair = named.stable_service.unwrap_or_default();
+        let pair = (pair, named.canary_service.unwrap_or_default());
+        for key in named.routes {
+            let route = self.routes.entry(key).or_default();
+            if route.services != pair {
+                route.services = pair.clone();
+                route.rules = vec![RuleState { base: 100, stable: 100, canary: 0 }];
+                route.version += 1;
+            }
         }
     }
 
@@ -138,7 +155,10 @@ impl World {
         };
         world.services = snapshot.services.iter().map(|(name, state)| (name.clone(), service(state))).collect();
         let accept_at = now + world.knobs.accept_delay;
+        let named = snapshot.spec.references();
+        let pair = (named.stable_service.unwrap_or_default(), named.canary_service.unwrap_or_default());
         let route = |state: &RouteState| Route {
+            services: pair.clone(),
             rules: state.rules.clone(),
             header_routes: state.header_routes.clone(),
             accept_at: (!state.accepted).then_some(accept_at),
@@ -214,17 +234,45 @@ impl World {
             interval: Some(run.interval),
             hold_until: run.hold_until,
         };
+        let steers = |spec: &RolloutSpec| {
+            let named = spec.references();
+            let pair =
+                (named.stable_service.clone().unwrap_or_default(), named.canary_service.clone().unwrap_or_default());
+            let services = named.stable_service.iter().chain(&named.canary_service);
+            let fits = |key| self.routes.get(key).is_some_and(|route: &Route| route.services == pair);
+            services.into_iter().all(|name| self.services.contains_key(name)) && named.routes.iter().all(fits)
+        };
+        let (strategy_change, spec) = match self.status.leaves(&self.spec) {
+            None => (StrategyChange::None, self.spec.clone()),
+            Some(old) if steers(&old) => {
+                (StrategyChange::Leaving { asked: Box::new(self.spec.strategy.steering()) }, old)
+            }
+            Some(_) => (StrategyChange::Gone, self.spec.clone()),
+        };
+        let named = spec.references();
+        let seen_services: Vec<_> = named.stable_service.iter().chain(&named.canary_service).cloned().collect();
         Snapshot {
             namespace,
             name,
             uid,
             generation: self.generation,
-            spec: self.spec.clone(),
+            spec,
+            strategy_change,
             status: self.status.clone(),
             problems: self.problems.clone(),
             revisions: self.replica_sets.iter().map(|(name, set)| (name.clone(), revision(set))).collect(),
-            services: self.services.iter().map(|(name, state)| (name.clone(), service(state))).collect(),
-            routes: self.routes.iter().map(|(name, state)| (name.clone(), route(state))).collect(),
+            services: self
+                .services
+                .iter()
+                .filter(|(name, _)| seen_services.contains(name))
+                .map(|(name, state)| (name.clone(), service(state)))
+                .collect(),
+            routes: self
+                .routes
+                .iter()
+                .filter(|(key, _)| named.routes.contains(key))
+                .map(|(name, state)| (name.clone(), route(state)))
+                .collect(),
             analyses: self.analyses.iter().map(|(name, run)| (name.clone(), analysis(run))).collect(),
             interventions: self.interventions.clone(),
             ledger: self.ledger.clone(),
@@ -286,6 +334,12 @@ impl World {
                 let state = self.services.get_mut(service).ok_or_else(|| missing(SERVICE, service))?;
                 check(SERVICE, service, state.version)?;
                 state.selects = Some(revision.clone());
+                state.version += 1;
+            }
+            Effect::SelectEveryRevision { service } => {
+                let state = self.services.get_mut(service).ok_or_else(|| missing(SERVICE, service))?;
+                check(SERVICE, service, state.version)?;
+                state.selects = None;
                 state.version += 1;
             }
             Effect::SetWeight { route, percent } => {

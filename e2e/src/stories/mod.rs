@@ -10,6 +10,7 @@ mod git;
 mod ledger;
 mod people;
 mod releases;
+mod strategies;
 
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
@@ -48,6 +49,8 @@ pub fn all() -> Vec<Story> {
         story!(180, admission::bad_objects_are_refused_with_the_field_and_the_cure),
         story!(180, releases::a_good_release_is_promoted_step_by_step),
         story!(180, releases::a_bad_release_is_aborted_by_its_metrics_and_its_revert_makes_it_ready),
+        story!(240, strategies::blue_green_switches_at_once_and_back_when_the_new_side_fails),
+        story!(240, strategies::a_canary_without_routes_moves_by_its_pods),
         story!(180, git::a_revert_stops_a_release_half_way),
         story!(240, git::git_is_down_during_an_abort),
         story!(240, git::a_fresh_cluster_does_not_roll_out_what_was_aborted),

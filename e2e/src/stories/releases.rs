@@ -86,7 +86,7 @@ pub(super) async fn two_rollouts_move_at_the_same_time(world: &World) -> Result<
 }
 
 /// Waits until clients see this version only.
-async fn only(traffic: &Traffic, version: &str) -> Result<()> {
+pub(super) async fn only(traffic: &Traffic, version: &str) -> Result<()> {
     wait_for(&format!("clients to see {version} only"), Duration::from_secs(15), async || {
         let window = traffic.window(Duration::from_secs(2));
         if window.share(version) > 0.99 { Ok(()) } else { Err(anyhow!("they see {:?}", window.versions)) }

@@ -499,6 +499,7 @@ pub fn describe(effect: &Effect, rollout: &str) -> String {
             format!("delete ReplicaSet {}", names::replica_set(rollout, revision))
         }
         Effect::SelectRevision { service, revision } => format!("let Service {service} select revision {revision}"),
+        Effect::SelectEveryRevision { service } => format!("let Service {service} select every revision"),
         Effect::SetWeight { route, percent } => format!("set the canary's weight in {route} to {percent} %"),
         Effect::SetHeaderRoutes { route, header_routes } => {
             let names: Vec<&str> = header_routes.iter().map(|it| it.name.as_str()).collect();
