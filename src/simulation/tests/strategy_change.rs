@@ -67,17 +67,17 @@ fn served(world: &World) {
 
 #[test]
 fn whatever_takes_its_place_traffic_goes_back_by_the_old_strategy_first() {
-    let others: [(&str, fn() -> Strategy); 4] = [
-        ("blue/green", blue_green),
-        ("no routes", by_pods),
-        ("another route", other_route),
-        ("other Services", other_services),
+    let others = [
+        ("blue/green", blue_green()),
+        ("no routes", by_pods()),
+        ("another route", other_route()),
+        ("other Services", other_services()),
     ];
     for (name, other) in others {
         for image in [NEW, "i:3"] {
             let mut world = at_60();
             world.edit_spec(|spec| {
-                spec.strategy = other();
+                spec.strategy = other.clone();
                 spec.template = template(image);
             });
             let renamed = name == "other Services";
