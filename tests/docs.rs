@@ -49,7 +49,7 @@ fn every_reason_has_a_cause_and_a_cure() {
     reasons.extend(quoted_after("src/controllers/credentials.rs", &["Self::Missing(_) =>", "is_transient() =>"]));
     reasons.extend(quoted_after("src/engine/model.rs", &["AWAITED: &'static str ="]));
     reasons.extend(quoted_after("src/forge/error.rs", &["{ .. } =>"]));
-    reasons.extend(quoted_after("src/controllers/write_back.rs", &["after(", "reason:"]));
+    reasons.extend(quoted_after("src/controllers/write_back.rs", &["after(", "reason:", "PROPOSED: &str ="]));
     reasons.extend(["Verdict", "DataMissing", "Deadline", "Revert", "Intervention"].map(str::to_owned));
     assert!(reasons.len() > 50, "{reasons:?}");
     let document = read("docs/reasons.md");
