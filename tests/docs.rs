@@ -49,7 +49,7 @@ fn every_reason_has_a_cause_and_a_cure() {
     reasons.extend(quoted_after("src/controllers/credentials.rs", &["Self::Missing(_) =>", "is_transient() =>"]));
     reasons.extend(quoted_after("src/engine/model.rs", &["AWAITED: &'static str ="]));
     reasons.extend(quoted_after("src/forge/error.rs", &["{ .. } =>"]));
-    reasons.extend(quoted_after("src/controllers/write_back.rs", &["after(", "reason:", "PROPOSED: &str ="]));
+    reasons.extend(quoted_after("src/controllers/write_back.rs", &["after(", "reason:", ": &str ="]));
     reasons.extend(["Verdict", "DataMissing", "Deadline", "Revert", "Intervention"].map(str::to_owned));
     assert!(reasons.len() > 50, "{reasons:?}");
     let document = read("docs/reasons.md");
@@ -80,6 +80,9 @@ fn links_lead_somewhere() {
         "docs/lint.md",
         "docs/reasons.md",
         "docs/notifications.md",
+        "docs/canary.md",
+        "docs/blue-green.md",
+        "docs/canary-without-routes.md",
     ] {
         let text = read(document);
         for rest in text.split("](").skip(1) {
@@ -175,10 +178,14 @@ fn what_a_page_shows_is_compared() {
     assert!(!are_shown(&["a"], &["a b"]) && !are_shown(&["a … c"], &["a b d"]));
 }
 
-#[test]
-fn the_life_of_a_rollout_in_git_is_as_the_page_shows_it() {
-    let page = read("docs/life-of-a-rollout-in-git.md");
+/// Runs every command of a page, one after the other in one folder, and compares what it says with what the page
+/// shows; gives how many there are. The page's first manifest is there as `rollout.yaml`.
+fn run_page(document: &str) -> usize {
+    let page = read(document);
     let folder = tempfile::tempdir().unwrap();
+    if let Some((_, manifest)) = page.split_once("```yaml\n") {
+        fs::write(folder.path().join("rollout.yaml"), manifest.split("```").next().unwrap()).unwrap();
+    }
     let examples = folder.path().join("examples");
     std::os::unix::fs::symlink(root("examples"), &examples).unwrap();
     let programs = Path::new(env!("CARGO_BIN_EXE_sluice")).parent().unwrap();
@@ -199,7 +206,21 @@ fn the_life_of_a_rollout_in_git_is_as_the_page_shows_it() {
             count += 1;
         }
     }
+    count
+}
+
+#[test]
+fn the_life_of_a_rollout_in_git_is_as_the_page_shows_it() {
+    let count = run_page("docs/life-of-a-rollout-in-git.md");
     assert!(count > 10, "only {count} commands were found");
+}
+
+#[test]
+fn each_strategy_does_what_its_page_shows() {
+    for document in ["docs/canary.md", "docs/blue-green.md", "docs/canary-without-routes.md"] {
+        let count = run_page(document);
+        assert!(count >= 3, "{document}: only {count} commands were found");
+    }
 }
 
 #[test]

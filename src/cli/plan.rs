@@ -217,7 +217,7 @@ fn foretell_one(declaration: &Declaration, mut assumptions: Vec<String>, start: 
         namespace: identity.namespace.clone(),
         name: identity.name.clone(),
         declared_in: declaration.origin.to_string(),
-        strategy: "Canary",
+        strategy: if declaration.spec.strategy.blue_green.is_some() { "BlueGreen" } else { "Canary" },
         from: images(&before.template),
         to: images(&declaration.spec.template),
         steps: stages

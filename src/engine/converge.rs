@@ -339,6 +339,13 @@ impl View<'_> {
             stays = true;
         }
         if stays || short.is_some() {
+            let late = sizes.keys().find_map(|revision| {
+                let state = revisions.get(revision).filter(|state| available(state) < state.replicas)?;
+                Some(self.pods(revision, state.replicas))
+            });
+            if let Some(late) = late {
+                return late;
+            }
             let least = self.replicas().saturating_sub(unavailable);
             let message = format!("{serving} of {} pods are available, at least {least} must be", self.replicas());
             return hold(WaitOn::Pods, None, message);
