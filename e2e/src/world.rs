@@ -1,5 +1,6 @@
 //! What every story has: a cluster with the operator installed by its chart, a git server, and a shop of its own.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -557,10 +558,27 @@ impl Shop<'_> {
         .await
     }
 
-    /// The log branch, oldest first.
+    /// The log branch, oldest first. What an entry does not tell again is as in the entry before of the same Rollout.
     pub async fn log(&self) -> Result<Vec<LogEntry>> {
+        const TOLD_ONCE: [&str; 7] = ["Schema", "Uid", "Release", "From", "To", "Source-Commit", "Operator"];
         let mut log = self.tree.log(&format!("rollout-log/{}", self.world.name)).await?;
         log.reverse();
+        let mut known: BTreeMap<(String, &str), String> = BTreeMap::new();
+        for entry in &mut log {
+            let Some(id) = entry.trailer("Rollout-Id").map(str::to_owned) else { continue };
+            for name in TOLD_ONCE {
+                let trailer = format!("Rollout-{name}");
+                let key = (id.clone(), name);
+                match entry.trailer(&trailer).map(str::to_owned) {
+                    Some(value) => _ = known.insert(key, value),
+                    None => {
+                        if let Some(value) = known.get(&key) {
+                            entry.body = format!("{}\n{trailer}: {value}", entry.body);
+                        }
+                    }
+                }
+            }
+        }
         Ok(log)
     }
 

@@ -13,8 +13,7 @@ use crate::world::{Shop, World, none_lost};
 const STEP: Duration = Duration::from_secs(40);
 const WHOLE: Duration = Duration::from_secs(120);
 
-const BLUE_GREEN: &str = "\
-  strategy:
+const BLUE_GREEN: &str = "  strategy:
     blueGreen:
       activeService: web-stable
       previewService: web-canary
@@ -26,8 +25,7 @@ const BLUE_GREEN: &str = "\
         templates: [{templateName: error-rate}]
 ";
 
-const BY_PODS: &str = "\
-  strategy:
+const BY_PODS: &str = "  strategy:
     canary:
       maxSurge: 1
       maxUnavailable: 0
