@@ -14,7 +14,7 @@ mod observers;
 #[path = "engine_properties/run.rs"]
 mod run;
 
-use history::{BLUE_GREEN, BY_PODS, History};
+use history::{BLUE_GREEN, BY_PODS, DYNAMIC, History};
 use mutants::Mutant;
 use run::{play, tell};
 
@@ -65,7 +65,7 @@ fn every_history_keeps_every_promise() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let histories = number("SLUICE_HISTORIES").unwrap_or(HISTORIES);
     let of = |first: u64| first..first + histories / 2;
-    let drawn = || (0..histories).chain(of(BLUE_GREEN)).chain(of(BY_PODS));
+    let drawn = || (0..histories).chain(of(BLUE_GREEN)).chain(of(BY_PODS)).chain(of(DYNAMIC));
     let all = || drawn().chain(FOUND.into_iter().filter(|seed| !drawn().any(|drawn| drawn == *seed))).collect();
     let seeds: Vec<u64> = number("SLUICE_SEED").map_or_else(all, |seed| vec![seed]);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);

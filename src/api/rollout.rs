@@ -74,11 +74,23 @@ pub struct RolloutSpec {
     /// Abort when that time has passed; true when absent. With false the Rollout only says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress_deadline_abort: Option<bool>,
+    /// How far back a revision takes the fast lane; the last 10 that were stable when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_window: Option<RollbackWindow>,
     /// Take no step. Pods are still looked after.
     #[serde(default)]
     pub paused: bool,
     /// How a new version takes over.
     pub strategy: Strategy,
+}
+
+/// Which revisions are known well enough to need no steps, no pauses and no analysis when they come back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackWindow {
+    /// So many of those that were stable before, the newest first; none with 0.
+    #[schemars(range(min = 0, max = 10))]
+    pub revisions: i32,
 }
 
 /// A label selector, as in a Deployment; only `matchLabels` is used.
@@ -124,6 +136,9 @@ pub struct Strategy {
     validation = Rule::new("!has(self.trafficRouting) || !(has(self.maxSurge) || has(self.maxUnavailable))")
         .message("is of a canary without trafficRouting: with routes, the canary's pods come on top")
         .field_path(".maxSurge"),
+    validation = Rule::new("has(self.trafficRouting) || !(has(self.dynamicStableScale) || has(self.minPodsPerReplicaSet))")
+        .message("needs trafficRouting: without routes the pods are the weight")
+        .field_path(".dynamicStableScale"),
     validation = Rule::new("has(self.trafficRouting) || !has(self.steps) || !self.steps.exists(step, has(step.setCanaryScale))")
         .message("setCanaryScale needs trafficRouting: without routes the pods are the weight")
         .field_path(".steps"),
@@ -147,6 +162,14 @@ pub struct CanaryStrategy {
     /// when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_unavailable: Option<PodCount>,
+    /// With routes: the stable version shrinks as the canary grows, so that both together are `replicas`. Going back
+    /// takes as long as its pods need to come up again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dynamic_stable_scale: bool,
+    /// With routes: the fewest pods of a version that has any traffic, at most `replicas`; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub min_pods_per_replica_set: Option<i32>,
     /// Judges the canary in the background, from `startingStep` to the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub analysis: Option<BackgroundAnalysis>,
@@ -470,6 +493,10 @@ impl RolloutSpec {
     /// Whether the deadline aborts.
     pub fn progress_deadline_abort(&self) -> bool {
         self.progress_deadline_abort.unwrap_or(true)
+    }
+    /// How many of the revisions that were stable before take the fast lane.
+    pub fn rollback_window(&self) -> usize {
+        self.rollback_window.as_ref().map_or(usize::MAX, |window| usize::try_from(window.revisions).unwrap_or(0))
     }
     /// Old ReplicaSets kept.
     pub fn revision_history_limit(&self) -> usize {

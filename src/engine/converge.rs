@@ -306,7 +306,7 @@ impl View<'_> {
         if let Some(effect) = self.follow() {
             return effect;
         }
-        let total: i32 = revisions.values().map(|state| state.replicas).sum();
+        let total: i32 = revisions.values().map(|state| state.replicas.max(state.current)).sum();
         let room = self.replicas().saturating_add(surge).saturating_sub(total);
         let short = sizes.iter().find(|(revision, size)| {
             revisions.get(*revision).is_none_or(|state| state.replicas < **size) && **size > 0
@@ -584,6 +584,9 @@ impl View<'_> {
         let most = if self.snapshot.routes.values().any(RouteState::is_direct) { most.max(1) } else { most };
         let stable = self.service(&self.references.stable_service).1;
         let canary = self.service(&self.references.canary_service).1;
+        // What the gateways have not accepted yet is not so yet: until then a side may have what it had.
+        let accepted = self.seen.weight.as_ref().map(|weight| weight.value);
+        let (sure, possible) = (accepted.unwrap_or(0).min(least), accepted.unwrap_or(100).max(most));
         let mut waiting = Convergence::Reached;
         for (revision, state) in &self.snapshot.revisions {
             let wanted = self.target.sizes.get(revision).copied().unwrap_or_default();
@@ -594,9 +597,9 @@ impl View<'_> {
             let on_canary = canary.selects.as_ref() == Some(revision);
             let carried = match (on_stable, on_canary) {
                 (true, true) => 100,
-                (true, false) => 100 - least,
-                (false, true) => most,
-                (false, false) => 0,
+                (true, false) if least < 100 => 100 - sure,
+                (false, true) if most > 0 => possible,
+                _ => 0,
             };
             let unnarrowed = stable.selects.is_none() || canary.selects.is_none() && most > 0;
             if carried > 0 || unnarrowed {

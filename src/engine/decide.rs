@@ -713,7 +713,8 @@ impl Decision<'_> {
             reason = "Consent".to_owned();
             message = format!("{message}: it was aborted before, and git asks for it again");
         }
-        if self.next.promoted_revisions.contains(&desired) && first {
+        let window = self.snapshot.spec.rollback_window();
+        if self.next.promoted_revisions.iter().take(window).any(|known| *known == desired) && first {
             release.rollback = true;
             release.stage = self.plan.len().saturating_sub(1);
             reason = "Rollback".to_owned();
@@ -1209,11 +1210,27 @@ impl Decision<'_> {
         Convergence::Hold(wait_for(WaitOn::Pods, None, &message))
     }
 
+    /// The pods of stable and canary where routes or a Service move the traffic.
+    fn sizes_beside_routes(&self, revision: &str, weight: i32, pods: Pods) -> (i32, i32) {
+        let replicas = self.replicas();
+        let canary = self.snapshot.spec.strategy.canary.as_ref();
+        let least = canary.and_then(|canary| canary.min_pods_per_replica_set).unwrap_or(1).min(replicas);
+        let floor = |size: i32| if size > 0 { size.max(least) } else { 0 };
+        // Before the canary Service can select another revision, stable must carry everything once.
+        let service = canary.and_then(|canary| self.snapshot.services.get(canary.canary_service.as_ref()?));
+        let selected = service.is_some_and(|service| service.selects.as_deref() == Some(revision));
+        let stable = match selected && canary.is_some_and(|canary| canary.dynamic_stable_scale) {
+            true => floor(Pods::ForWeight.size(replicas, 100_i32.saturating_sub(weight))),
+            false => replicas,
+        };
+        (stable, floor(pods.size(replicas, weight)))
+    }
+
     fn target(&self, revision: &str, stable: &str, weight: i32, pods: Pods) -> Target {
         let replicas = self.replicas();
         let (base, size) = match self.snapshot.spec.strategy.by_pods() {
             Some(canary) => split_pods(replicas, weight, canary.surge_and_unavailable(replicas).0),
-            None => (replicas, pods.size(replicas, weight)),
+            None => self.sizes_beside_routes(revision, weight, pods),
         };
         let mut sizes: std::collections::BTreeMap<String, i32> = [(stable.to_owned(), base)].into();
         let kept = sizes.entry(revision.to_owned()).or_default();
@@ -1234,7 +1251,7 @@ impl Decision<'_> {
 
     fn promoting(mut self, release: Release, stable: &str) -> Turn {
         let replicas = self.replicas();
-        let base = if self.by_pods() { 0 } else { replicas };
+        let base = if self.by_pods() { 0 } else { self.sizes_beside_routes(&release.revision, 100, Pods::ForWeight).0 };
         let mut target = Target {
             sizes: [(stable.to_owned(), base), (release.revision.clone(), replicas)].into(),
             stable_service: release.revision.clone(),

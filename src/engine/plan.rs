@@ -168,6 +168,20 @@ fn services_and_routes(canary: &CanaryStrategy, problems: &mut Vec<Problem>) {
             }
         }
     }
+    if canary.traffic_routing.is_none() {
+        let cure = "needs trafficRouting: without routes the pods are the weight";
+        for (field, given) in [
+            ("dynamicStableScale", canary.dynamic_stable_scale),
+            ("minPodsPerReplicaSet", canary.min_pods_per_replica_set.is_some()),
+        ] {
+            if given {
+                problems.push(invalid(&format!("{ROOT}.{field}"), cure));
+            }
+        }
+    }
+    if canary.min_pods_per_replica_set.is_some_and(|least| least < 1) {
+        problems.push(invalid(&format!("{ROOT}.minPodsPerReplicaSet"), "must be at least 1"));
+    }
     for (field, count) in [("maxSurge", canary.max_surge), ("maxUnavailable", canary.max_unavailable)] {
         if count.is_some() && canary.traffic_routing.is_some() {
             problems.push(invalid(&format!("{ROOT}.{field}"), "is of a canary without trafficRouting"));

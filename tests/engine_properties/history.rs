@@ -111,6 +111,8 @@ pub fn with_steps(spec: &mut RolloutSpec, number: u8) {
 pub const BLUE_GREEN: u64 = 1_000_000;
 /// Seeds from here on are of a canary without routes.
 pub const BY_PODS: u64 = 2_000_000;
+/// Seeds from here on are of a canary with routes whose stable version shrinks as it grows.
+pub const DYNAMIC: u64 = 3_000_000;
 
 impl History {
     pub fn of(seed: u64) -> Self {
@@ -137,7 +139,13 @@ impl History {
                 "abortScaleDownDelaySeconds": random.of(&[0, 5, 30]),
             }},
         });
-        if seed >= BY_PODS {
+        if seed >= DYNAMIC {
+            spec["strategy"]["canary"]["dynamicStableScale"] = json!(true);
+            if random.chance(40) {
+                spec["strategy"]["canary"]["minPodsPerReplicaSet"] = json!(random.of(&[2, 3]));
+            }
+        }
+        if (BY_PODS..DYNAMIC).contains(&seed) {
             let surge = random.of(&[
                 (json!("25%"), json!("25%")),
                 (json!(1), json!(0)),
@@ -153,7 +161,7 @@ impl History {
                 canary["analysis"] = json!({"templates": [{"templateName": "b"}]});
             }
             spec["strategy"] = json!({"canary": canary});
-        } else if seed >= BLUE_GREEN {
+        } else if (BLUE_GREEN..BY_PODS).contains(&seed) {
             spec["strategy"] = json!({"blueGreen": {
                 "activeService": "stable",
                 "scaleDownDelaySeconds": random.of(&[0, 5, 30]),

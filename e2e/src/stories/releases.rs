@@ -41,8 +41,9 @@ pub(super) async fn a_good_release_is_promoted_step_by_step(world: &World) -> Re
     ];
     let essential: Vec<_> = events.iter().copied().filter(|event| !matches!(*event, "Held" | "Resumed")).collect();
     ensure!(essential == expected, "the log tells {events:?}");
-    let readme = shop.tree.file_at(crate::world::LOG_BRANCH, "README.md").await?.unwrap_or_default();
-    ensure!(readme.contains("web"), "the log's README shows the rollout: {readme}");
+    let state = format!("{}/web/state.json", shop.namespace);
+    let state = shop.tree.file_at(crate::world::LOG_BRANCH, &state).await?.unwrap_or_default();
+    ensure!(state.contains("\"event\": \"Promoted\""), "the log says where the rollout stands: {state}");
     shop.remove().await
 }
 

@@ -22,7 +22,26 @@ const BLUE_GREEN: &str = "  strategy:
       scaleDownDelaySeconds: 10
       abortScaleDownDelaySeconds: 5
       postPromotionAnalysis:
-        templates: [{templateName: error-rate}]
+        templates: [{templateName: after-the-switch}]
+---
+apiVersion: sluice.dev/v1alpha1
+kind: AnalysisTemplate
+metadata: {name: after-the-switch}
+spec:
+  metrics:
+  - name: error-rate
+    interval: 2s
+    initialDelay: 4s
+    count: 4
+    failureLimit: 1
+    successCondition: result[0] < 0.05
+    provider:
+      prometheus:
+        name: prometheus
+        query: |
+          (sum(rate(http_requests_total{namespace=\"{{args.namespace}}\",revision=\"{{args.revision}}\",code=~\"5..\"}[8s])) or vector(0))
+          /
+          sum(rate(http_requests_total{namespace=\"{{args.namespace}}\",revision=\"{{args.revision}}\"}[8s]))
 ";
 
 const BY_PODS: &str = "  strategy:

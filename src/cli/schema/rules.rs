@@ -91,6 +91,9 @@ const TWINS: &[(&str, Twin)] = &[
     ("!has(self.trafficRouting) || !(has(self.maxSurge) || has(self.maxUnavailable))", |canary| {
         !has(canary, "trafficRouting") || !(has(canary, "maxSurge") || has(canary, "maxUnavailable"))
     }),
+    ("has(self.trafficRouting) || !(has(self.dynamicStableScale) || has(self.minPodsPerReplicaSet))", |canary| {
+        has(canary, "trafficRouting") || !(has(canary, "dynamicStableScale") || has(canary, "minPodsPerReplicaSet"))
+    }),
     ("has(self.trafficRouting) || !has(self.steps) || !self.steps.exists(step, has(step.setCanaryScale))", |canary| {
         let mut steps = canary.get("steps").and_then(Value::as_array).into_iter().flatten();
         has(canary, "trafficRouting") || !steps.any(|step| has(step, "setCanaryScale"))
