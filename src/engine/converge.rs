@@ -226,8 +226,12 @@ impl View<'_> {
     fn traffic(&self) -> Convergence {
         let (stable_name, stable) = self.service(&self.references.stable_service);
         let (canary_name, canary) = self.service(&self.references.canary_service);
+        // Endpoints of pods that have just gone are published for a moment longer: both must say so.
         let ready = |service: &ServiceState| match &service.selects {
-            Some(revision) => service.ready.get(revision).copied().unwrap_or_default(),
+            Some(revision) => {
+                let pods = self.snapshot.revisions.get(revision).map_or(0, |state| state.ready);
+                service.ready.get(revision).copied().unwrap_or_default().min(pods)
+            }
             None => service.ready.values().sum(),
         };
         let (ready_stable, ready_canary) = (ready(&stable), ready(&canary));

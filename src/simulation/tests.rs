@@ -11,6 +11,7 @@ mod by_pods;
 mod going_back;
 mod header_routes;
 mod recover;
+mod scale;
 mod strategy_change;
 
 fn start() -> DateTime<Utc> {
