@@ -776,9 +776,12 @@ impl<S: Sources> DeployRepos<S> {
         for rollout in self.writer.index().rollouts() {
             let key = rollout.identity.key();
             let id = ObjectId::new(GROUP_VERSION, "Rollout", &key.namespace, &key.name);
-            let strategy = rollout.spec.as_ref().ok().and_then(|spec| serde_json::to_value(&spec.strategy).ok());
-            if let Some(strategy) = strategy.filter(|_| !leaving.contains(&id)) {
-                steered.entry(key.namespace).or_default().add(&strategy);
+            // Also what it steered last: until the Rollout has left that, a commit does not move it either.
+            let left = rollout.status.as_ref().and_then(|status| Some(status.steering.as_ref()?.strategy()));
+            let asked = rollout.spec.as_ref().ok().map(|spec| spec.strategy.clone());
+            let own = asked.iter().chain(&left).filter(|_| !leaving.contains(&id));
+            for strategy in own.filter_map(|strategy| serde_json::to_value(strategy).ok()) {
+                steered.entry(key.namespace.clone()).or_default().add(&strategy);
             }
         }
         steered

@@ -732,6 +732,43 @@ async fn live_weights_are_carried_over_and_a_change_meanwhile_is_looked_at_again
 }
 
 #[tokio::test]
+async fn what_a_rollout_has_not_left_yet_is_not_moved_by_the_commit_that_changes_its_strategy() {
+    let bench = Bench::new(spec()).await;
+    let route_path = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/web";
+    let service_path = "/api/v1/namespaces/shop/services/web-stable";
+    let route = |stable: i32, canary: i32| {
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"rules": [{"backendRefs": [
+                {"name": "web-stable", "port": 80, "weight": stable},
+                {"name": "web-canary", "port": 80, "weight": canary}]}]}})
+    };
+    let service = |selector: Value| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web-stable", "namespace": "shop"},
+            "spec": {"selector": selector}})
+    };
+    let narrowed = json!({"app": "web", "sluice.dev/revision": "abc"});
+    bench.store(route_path, route(40, 60));
+    bench.store(service_path, service(narrowed.clone()));
+    // Git asks for a canary without routes; the Rollout still moves traffic by the route.
+    let template =
+        json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i:2"}]}});
+    let asked = json!({"selector": {"matchLabels": {"app": "web"}}, "template": template, "strategy": {"canary": {}}});
+    let live = json!({"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout",
+        "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "1"}, "spec": asked,
+        "status": {"stableRevision": "abc", "steering": {"stableService": "web-stable", "canaryService": "web-canary",
+            "gatewayAPI": {"httpRoutes": [{"name": "web"}]}}}});
+    bench.index.apply(Kind::Rollout, &serde_json::from_value::<DynamicObject>(live).unwrap());
+    let (declared, stable) = (route(100, 0).to_string(), service(json!({"app": "web"})).to_string());
+    bench.commit("c1", &[("route.json", &declared), ("service.json", &stable)]);
+    bench.turn().await;
+    bench.assert_ready("Synced");
+    let backends = bench.body(&format!("PATCH {route_path}{APPLY}"))["spec"]["rules"][0]["backendRefs"].clone();
+    assert_eq!((&backends[0]["weight"], &backends[1]["weight"]), (&json!(40), &json!(60)));
+    assert_eq!(bench.body(&format!("PATCH {service_path}{APPLY}"))["spec"]["selector"], narrowed);
+}
+
+#[tokio::test]
 async fn a_namespace_and_a_kind_of_the_same_commit_come_first() {
     let namespaces = json!({"url": "https://git.example/shop.git", "sync": {}, "namespaces": ["team"]});
     let bench = Bench::of("shop", namespaces).await;
