@@ -22,8 +22,8 @@ use super::sync_plan::{
     Planned, Seen, Situation, Steered, SyncPlan, carry_over, is_needed_by, may_carry, object_id, plan_sync,
 };
 use crate::api::{
-    Condition, ConditionStatus, Conditions, DeployRepoStatus, GROUP, HISTORY_REWRITTEN, InventoryEntry, SourceHistory,
-    names,
+    Condition, ConditionStatus, Conditions, DeployRepoStatus, GROUP, HISTORY_REWRITTEN, InventoryEntry, RouteKey,
+    RouteKind, SourceHistory, Strategy, names,
 };
 use crate::cluster::apply::{Applier, ApplyError, Basis, Target};
 use crate::cluster::kinds::Kind;
@@ -483,7 +483,7 @@ impl<S: Sources> DeployRepos<S> {
             owner: &owner,
             prune,
         };
-        let plan = plan_sync(&situation, |entry| self.is_in_use(entry));
+        let plan = plan_sync(&situation, |entry| self.is_in_use(entry) || self.is_being_left(entry, &manifests));
         self.refuse_contested(&plan)?;
         let attempt = Attempt { owner: &owner, steered: self.steered(&manifests, &plan), plan: &plan };
         let deferred = Deferred::of(&plan, &served);
@@ -785,6 +785,38 @@ impl<S: Sources> DeployRepos<S> {
             }
         }
         steered
+    }
+
+    /// Whether an object still moves the traffic of a Rollout of which git asks for another strategy: it is pruned
+    /// with the next commit after the Rollout has left it.
+    fn is_being_left(&self, entry: &InventoryEntry, manifests: &[Manifest]) -> bool {
+        let declared = manifests.iter().filter(|manifest| {
+            manifest.kind == "Rollout"
+                && manifest.namespace == entry.namespace
+                && manifests::group_of(&manifest.api_version) == GROUP
+        });
+        declared.into_iter().any(|manifest| {
+            let key = Key::new(manifest.namespace.clone(), manifest.name.clone());
+            let asked = manifest.object.pointer("/spec/strategy").cloned();
+            let asked = asked.and_then(|strategy| serde_json::from_value::<Strategy>(strategy).ok());
+            let live = self.writer.index().rollout(&key);
+            let steering = live.as_ref().and_then(|live| live.status.as_ref()?.steering.as_ref());
+            let (Some(steering), Some(asked)) = (steering, asked) else { return false };
+            if *steering == asked.steering() {
+                return false;
+            }
+            match RouteKind::named(&entry.kind) {
+                Some(kind) => {
+                    let strategy = steering.strategy();
+                    let route = RouteKey::new(kind, &entry.name);
+                    strategy.canary.is_some_and(|canary| canary.routes().any(|(_, key)| key == route))
+                }
+                None => {
+                    let mut services = [&steering.stable_service, &steering.canary_service].into_iter().flatten();
+                    entry.kind == "Service" && services.any(|service| *service == entry.name)
+                }
+            }
+        })
     }
 
     /// Whether a revision that has pods still needs an object.

@@ -754,11 +754,17 @@ async fn what_a_rollout_has_not_left_yet_is_not_moved_by_the_commit_that_changes
     let template =
         json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i:2"}]}});
     let asked = json!({"selector": {"matchLabels": {"app": "web"}}, "template": template, "strategy": {"canary": {}}});
-    let live = json!({"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout",
-        "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "1"}, "spec": asked,
-        "status": {"stableRevision": "abc", "steering": {"stableService": "web-stable", "canaryService": "web-canary",
-            "gatewayAPI": {"httpRoutes": [{"name": "web"}]}}}});
-    bench.index.apply(Kind::Rollout, &serde_json::from_value::<DynamicObject>(live).unwrap());
+    let stands = |version: &str, steering: Value| {
+        let live = json!({"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout",
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": version}, "spec": asked,
+            "status": {"stableRevision": "abc", "steering": steering}});
+        bench.index.apply(Kind::Rollout, &serde_json::from_value::<DynamicObject>(live).unwrap());
+    };
+    stands(
+        "1",
+        json!({"stableService": "web-stable", "canaryService": "web-canary",
+        "gatewayAPI": {"httpRoutes": [{"name": "web"}]}}),
+    );
     let (declared, stable) = (route(100, 0).to_string(), service(json!({"app": "web"})).to_string());
     bench.commit("c1", &[("route.json", &declared), ("service.json", &stable)]);
     bench.turn().await;
@@ -766,6 +772,16 @@ async fn what_a_rollout_has_not_left_yet_is_not_moved_by_the_commit_that_changes
     let backends = bench.body(&format!("PATCH {route_path}{APPLY}"))["spec"]["rules"][0]["backendRefs"].clone();
     assert_eq!((&backends[0]["weight"], &backends[1]["weight"]), (&json!(40), &json!(60)));
     assert_eq!(bench.body(&format!("PATCH {service_path}{APPLY}"))["spec"]["selector"], narrowed);
+    // Nor is it pruned before it was left.
+    let rollout =
+        json!({"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "metadata": {"name": "web"}, "spec": asked});
+    bench.commit("c2", &[("rollout.json", &rollout.to_string())]);
+    bench.look().await;
+    assert!(bench.object(route_path).is_some() && bench.object(service_path).is_some());
+    stands("2", json!({}));
+    bench.commit("c3", &[("rollout.json", &rollout.to_string())]);
+    bench.look().await;
+    assert!(bench.object(route_path).is_none() && bench.object(service_path).is_none());
 }
 
 #[tokio::test]
