@@ -427,7 +427,9 @@ impl<R: Remotes> LedgerController<R> {
             signer: opened.signer,
             acknowledged_fork: spec.log.acknowledged_fork.clone(),
         };
-        let ledger = Arc::new(opened.repository.ledger(&key.cluster)?.with_policy(policy).expecting(left));
+        let writer = self.parts.writer.clone();
+        let ledger = opened.repository.ledger(&key.cluster)?.with_policy(policy).expecting(left);
+        let ledger = Arc::new(ledger.while_leading(Arc::new(move || writer.may_write())));
         session.granularity = spec.log.granularity;
         if !kept {
             // Read again, for what was acknowledged meanwhile.

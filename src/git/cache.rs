@@ -334,6 +334,22 @@ impl Store {
         Ok(())
     }
 
+    /// Removes what git began to write and could not end, which it leaves for weeks: on a full disk each new try would
+    /// take what room there is. Whoever calls this holds the lock, so no git is at work here.
+    pub(super) fn sweep(&self) {
+        let within =
+            |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let begun = |path: &PathBuf| {
+            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("tmp_"))
+        };
+        let folders = within(&self.directory.join("objects")).filter(|path| path.is_dir());
+        for path in folders.flat_map(|folder| within(&folder).collect::<Vec<_>>()).filter(begun) {
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "an unfinished file is left");
+            }
+        }
+    }
+
     /// Throws it away. It is made again when needed.
     pub(super) fn discard(&self) -> Result<()> {
         match std::fs::remove_dir_all(&self.directory) {

@@ -75,6 +75,23 @@ pub(super) struct Git {
 thread_local! {
     /// Calls of git from this thread, for tests that count them.
     pub(super) static CALLS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    /// The shell script that this thread runs in the place of git, for tests in which git has no room to write.
+    pub(super) static PROGRAM: std::cell::RefCell<Option<std::path::PathBuf>> = const { std::cell::RefCell::new(None) };
+}
+
+#[cfg(not(test))]
+fn program() -> tokio::process::Command {
+    tokio::process::Command::new("git")
+}
+
+#[cfg(test)]
+fn program() -> tokio::process::Command {
+    let Some(script) = PROGRAM.with_borrow(Clone::clone) else { return tokio::process::Command::new("git") };
+    // By way of the shell: a file that was just written may be open in the child of another thread, and then it
+    // cannot be executed itself.
+    let mut command = tokio::process::Command::new("sh");
+    command.arg(script);
+    command
 }
 
 impl Git {
@@ -98,7 +115,7 @@ impl Git {
     fn command(&self, arguments: &[OsString]) -> tokio::process::Command {
         #[cfg(test)]
         CALLS.with(|calls| calls.set(calls.get() + 1));
-        let mut command = tokio::process::Command::new("git");
+        let mut command = program();
         command.env_clear();
         for name in ALLOWED_ENVIRONMENT {
             if let Some(value) = std::env::var_os(name) {

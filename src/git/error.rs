@@ -153,6 +153,9 @@ pub enum GitError {
         /// In git's words.
         detail: String,
     },
+    /// Somebody else leads by now, and writes the log.
+    #[error("this process does not lead any more: it wrote nothing more to the log branch")]
+    NotLeading,
     /// Our own disk is full or does not let us write.
     #[error("the local git directory cannot be used: {detail}")]
     Storage {
@@ -239,6 +242,7 @@ impl GitError {
             GitError::NotText { .. } => "NotText",
             GitError::Unreadable { .. } => "LogUnreadable",
             GitError::Corrupt { .. } => "CacheDamaged",
+            GitError::NotLeading => "NotLeading",
             GitError::Storage { .. } => "StorageFailed",
             GitError::Executable { .. } => "GitMissing",
             GitError::Failed { .. } => "GitFailed",
@@ -253,6 +257,7 @@ impl GitError {
             GitError::Unreachable { .. }
                 | GitError::Timeout { .. }
                 | GitError::Corrupt { .. }
+                | GitError::NotLeading
                 | GitError::Storage { .. }
                 | GitError::Failed { .. }
         )
@@ -349,9 +354,17 @@ pub(super) fn classify(doing: &str, remote: &str, stderr: &str, scrubber: &Scrub
     ]) {
         return GitError::Certificate { remote, detail };
     }
-    if has(&["no space left on device", "disk quota exceeded", "read-only file system"]) {
+    let no_room = [
+        "no space left on device",
+        "disk quota exceeded",
+        "read-only file system",
+        "file too large",
+        "couldn't write '",
+    ];
+    if has(&no_room) {
         // The server's full disk speaks as "remote: ..."; ours does not.
-        return if text.lines().any(|line| !line.starts_with("remote:") && line.contains("no space left")) {
+        let ours = |line: &str| !line.starts_with("remote:") && no_room.iter().any(|sign| line.contains(sign));
+        return if text.lines().any(ours) {
             GitError::Storage { detail }
         } else {
             GitError::Unreachable { remote, detail }
@@ -499,6 +512,9 @@ mod unit {
             ("error: object file objects/ab/cd is empty", "CacheDamaged"),
             ("fatal: Unable to create '/c/shallow.lock': File exists.", "CacheDamaged"),
             ("fatal: write error: No space left on device", "StorageFailed"),
+            ("error: unable to create temporary file: Read-only file system", "StorageFailed"),
+            ("fatal: write error: Disk quota exceeded", "StorageFailed"),
+            ("error: cannot update ref 'refs/x': couldn't write '/c/refs/x.lock'", "StorageFailed"),
             ("remote: fatal: write error: No space left on device", "RepositoryUnreachable"),
             ("something new", "GitFailed"),
         ] {

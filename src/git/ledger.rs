@@ -43,6 +43,8 @@ pub struct Ledger {
     store: Arc<tokio::sync::Mutex<Store>>,
     remote: Option<Arc<Remote>>,
     timeouts: Timeouts,
+    /// Whether this process may write at this moment.
+    leads: Arc<dyn Fn() -> bool + Send + Sync>,
     memory: tokio::sync::Mutex<Memory>,
 }
 
@@ -210,7 +212,23 @@ impl Ledger {
         check_branch("cluster", &Epoch::First.branch(cluster))?;
         let memory = tokio::sync::Mutex::default();
         let policy = LedgerPolicy::default();
-        Ok(Self { cluster: cluster.to_owned(), policy, store, remote: None, timeouts, memory })
+        Ok(Self {
+            cluster: cluster.to_owned(),
+            policy,
+            store,
+            remote: None,
+            timeouts,
+            leads: Arc::new(|| true),
+            memory,
+        })
+    }
+
+    /// Asks this before each try to write. A process that was stopped for a while finds what the next leader wrote
+    /// meanwhile: that is no fork of the log, and nothing to answer with another branch.
+    #[must_use]
+    pub fn while_leading(mut self, leads: Arc<dyn Fn() -> bool + Send + Sync>) -> Self {
+        self.leads = leads;
+        self
     }
 
     /// The branch and the tip that this writer, or one before it, is known to have left: a ledger that does not hold
@@ -238,13 +256,15 @@ impl Ledger {
         }
         let mut memory = self.memory.lock().await;
         let store = self.store.lock().await;
-        match self.try_append(&mut memory, &store, entries).await {
-            Err(GitError::Corrupt { detail, .. }) => {
-                self.start_over(&mut memory, &store, &detail)?;
-                self.try_append(&mut memory, &store, entries).await
-            }
-            result => result,
+        let mut result = self.try_append(&mut memory, &store, entries).await;
+        if let Err(GitError::Corrupt { detail, .. }) = &result {
+            self.start_over(&mut memory, &store, detail)?;
+            result = self.try_append(&mut memory, &store, entries).await;
         }
+        if result.is_err() && self.remote.is_some() {
+            store.sweep();
+        }
+        result
     }
 
     /// What the ledger says, as it is in the repository now.
@@ -255,6 +275,9 @@ impl Ledger {
         if let Err(GitError::Corrupt { detail, .. }) = &result {
             self.start_over(&mut memory, &store, detail)?;
             result = self.try_read(&mut memory, &store).await;
+        }
+        if result.is_err() && self.remote.is_some() {
+            store.sweep();
         }
         result
     }
@@ -320,6 +343,10 @@ impl Ledger {
             let mut known = memory.known.clone().unwrap_or_default();
             let pending: Vec<&LedgerEntry> = in_order(entries).into_iter().filter(|entry| !known.has(entry)).collect();
             let Some(first) = pending.first() else { return Ok(self.appended(&known, entries)) };
+            if !(self.leads)() {
+                memory.known = None;
+                return Err(GitError::NotLeading);
+            }
             memory.attempted.extend(pending.iter().map(|entry| Attempt::of(entry)));
             self.begin_epoch(&mut known, first.transition.at);
             let before = known.tip.clone().filter(|_| known.begins.is_none());

@@ -28,7 +28,9 @@ mod cost;
 mod entries;
 mod epochs;
 mod faults;
+mod full;
 mod history;
+mod race;
 mod rewritten;
 
 const BRANCH: &str = "rollout-log/prod";
