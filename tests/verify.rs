@@ -140,13 +140,17 @@ impl Clone {
 
 /// As the operator writes it.
 async fn written(policy: LedgerPolicy) -> Clone {
+    written_in(pushes(), policy).await
+}
+
+async fn written_in(pushes: Vec<Vec<LedgerEntry>>, policy: LedgerPolicy) -> Clone {
     let directory = tempfile::tempdir().unwrap();
     git(directory.path(), &["init", "-q", "--bare", "log.git"]);
     let cache = GitCache::new(directory.path().join("cache")).unwrap();
     let address = RemoteAddress::local(&directory.path().join("log.git")).unwrap();
     let repository = cache.repository_at(address, Credentials::None).unwrap();
     let ledger = repository.ledger("prod").unwrap().with_policy(policy);
-    for push in pushes() {
+    for push in pushes {
         ledger.append(&push).await.unwrap();
     }
     let tip = git(&directory.path().join("log.git"), &["rev-parse", BRANCH]).trim().to_owned();
@@ -266,6 +270,30 @@ async fn a_ledger_as_it_is_written_is_clean() {
     assert_eq!(report.tip, clone.tip);
     // The forger changes nothing but what he means to.
     assert_eq!(put_together(&taken_apart(&clone)).tip, clone.tip);
+}
+
+#[tokio::test]
+async fn a_release_that_is_tried_again_is_clean() {
+    use TransitionEvent::{Aborted, Promoted, Started};
+    let mut pushes = pushes();
+    let mut sequence = 7;
+    let mut next = |event, image: &str, attempt| {
+        sequence += 1;
+        let mut entry = entry("web", transition(sequence, event, image, (0, 20)), image);
+        entry.transition.attempt = attempt;
+        pushes.push(vec![entry]);
+    };
+    next(Started, "i:4", 1);
+    next(Aborted, "i:4", 1);
+    next(Started, "i:4", 2);
+    next(Promoted, "i:4", 2);
+    next(Started, "i:5", 1);
+    next(Started, "i:5", 2);
+    // What was good is tried again.
+    next(Started, "i:4", 1);
+    let clone = written_in(pushes, LedgerPolicy::default()).await;
+    let report = clone.verify(VerifyOptions::default()).await;
+    assert_eq!(report.faults, [], "{:?}", report.faults);
 }
 
 const WEB: &str = "shop/web/state.json";

@@ -346,7 +346,10 @@ impl Books {
             }
         }
         let known = template_path(&key.0, &key.1);
-        if entry.transition.event == TransitionEvent::Promoted
+        // A release that takes the place of another one of the same template leaves the file as it is.
+        let stays = before.as_ref().is_some_and(|before| before.release != state.release)
+            && changes.iter().all(|change| change.path != known);
+        if (stays || entry.transition.event == TransitionEvent::Promoted)
             && let Some(object) = self.tree.get(&known).cloned()
         {
             // What is promoted is what the ledger knew of the release.
