@@ -141,3 +141,28 @@ async fn the_logs_of_many_clusters_in_one_repository_do_not_meet() {
         assert_eq!(place.recorded_in(&format!("rollout-log/{cluster}")), expected);
     }
 }
+
+#[tokio::test]
+async fn a_leader_that_was_stopped_in_the_middle_of_a_write_begins_no_other_branch() {
+    for still_leads in [false, true] {
+        let place = Place::new();
+        // It leads when it begins to write, and wakes up when another one has written on.
+        let asked = Arc::new(AtomicBool::new(false));
+        let leads = Arc::new(move || !asked.swap(true, Ordering::SeqCst) || still_leads);
+        let first = place.ledger();
+        first.append(&[step("web", 1)]).await.unwrap();
+        let next = place.fresh_ledger();
+        next.append(&[step("web", 2), step("web", 3)]).await.unwrap();
+        let result = first.while_leading(leads).append(&[step("web", 2)]).await;
+        let branches = place.git(&["for-each-ref", "--format=%(refname:short)", "refs/heads/rollout-log"]);
+        assert_eq!(place.recorded(), ["shop/web#1", "shop/web#2", "shop/web#3"], "what is there stays");
+        if still_leads {
+            // A writer that does not belong there is told all the same.
+            assert!(result.unwrap().fork.is_some());
+            assert_ne!(branches, BRANCH);
+        } else {
+            assert!(matches!(result, Err(GitError::NotLeading)), "{result:?}");
+            assert_eq!(branches, BRANCH);
+        }
+    }
+}
