@@ -391,7 +391,7 @@ impl Metrics {
     }
 }
 
-const ALL_PHASES: [Phase; 8] = [
+const ALL_PHASES: [Phase; 9] = [
     Phase::Pending,
     Phase::Progressing,
     Phase::Paused,
@@ -400,6 +400,7 @@ const ALL_PHASES: [Phase; 8] = [
     Phase::Ready,
     Phase::Aborted,
     Phase::Stalled,
+    Phase::Terminating,
 ];
 
 fn phase_word(phase: Phase) -> &'static str {
@@ -412,6 +413,7 @@ fn phase_word(phase: Phase) -> &'static str {
         Phase::Ready => "Ready",
         Phase::Aborted => "Aborted",
         Phase::Stalled => "Stalled",
+        Phase::Terminating => "Terminating",
     }
 }
 
@@ -431,6 +433,7 @@ pub fn event_word(event: TransitionEvent) -> &'static str {
         TransitionEvent::PlanChanged => "PlanChanged",
         TransitionEvent::Denied => "Denied",
         TransitionEvent::Recovered => "Recovered",
+        TransitionEvent::Deleted => "Deleted",
     }
 }
 

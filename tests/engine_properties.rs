@@ -16,7 +16,7 @@ mod run;
 
 use history::{BLUE_GREEN, BY_PODS, DYNAMIC, History};
 use mutants::Mutant;
-use run::{play, tell};
+use run::{play, play_deleted, tell};
 
 const HISTORIES: u64 = 3000;
 /// Seeds beyond those that once found a fault: bases that cannot tell two percents apart, a pause while a weight goes
@@ -94,12 +94,31 @@ fn every_history_keeps_every_promise() {
 }
 
 #[test]
+fn whatever_happens_a_deleted_rollout_hands_back() {
+    for first in [0, BLUE_GREEN, BY_PODS, DYNAMIC] {
+        for seed in first..first + HISTORIES / 8 {
+            let history = History::of(seed);
+            let violations = play_deleted(&history, None, false).observers.violations;
+            if !violations.is_empty() {
+                let trace = play_deleted(&history, None, true).trace;
+                let skip = trace.len().saturating_sub(25);
+                panic!("seed {seed}: {violations:#?}\n{}", trace[skip..].join("\n"));
+            }
+        }
+    }
+}
+
+#[test]
 fn planted_bugs_are_all_caught() {
     let mut missed = Vec::new();
     for mutant in Mutant::ALL {
         let breaks = format!("{} at ", mutant.breaks());
         let caught = (0..400).chain(BLUE_GREEN..BLUE_GREEN + 400).chain(BY_PODS..BY_PODS + 400).find_map(|seed| {
-            let violations = play(&History::of(seed), Some(mutant)).observers.violations;
+            let run = match mutant {
+                Mutant::GoesAtOnce | Mutant::ReleasesInTraffic => play_deleted(&History::of(seed), Some(mutant), false),
+                _ => play(&History::of(seed), Some(mutant)),
+            };
+            let violations = run.observers.violations;
             Some((seed, violations.into_iter().find(|violation| violation.starts_with(&breaks))?))
         });
         match caught {

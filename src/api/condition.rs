@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// The type of the condition that says whether the log has every transition.
 pub const RECORDED: &str = "Recorded";
 
+/// The type of the condition of a Rollout that is being deleted; it stands since when that was first seen.
+pub const TERMINATING: &str = "Terminating";
+
 /// The type of the condition that says that the branch was moved, and not forward.
 pub const HISTORY_REWRITTEN: &str = "HistoryRewritten";
 
@@ -14,7 +17,8 @@ pub const HISTORY_REWRITTEN: &str = "HistoryRewritten";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What it says something about: `Ready`, `Reconciling`, `Stalled`, `Paused`, `Promoted`, `Aborted`, `Recorded`.
+    /// What it says something about: `Ready`, `Reconciling`, `Stalled`, `Paused`, `Promoted`, `Aborted`, `Recorded`,
+    /// `Terminating`.
     #[serde(rename = "type")]
     pub type_: String,
     /// `True`, `False` or `Unknown`.

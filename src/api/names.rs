@@ -21,6 +21,8 @@ pub const PRUNE: &str = "sluice.dev/prune";
 pub const REQUESTED_AT: &str = "sluice.dev/requested-at";
 /// On ReplicaSets: the full SHA-256 (version 1 of the algorithm) of the pod template.
 pub const TEMPLATE_HASH_V1: &str = "sluice.dev/template-hash-v1";
+/// The finalizer of Rollouts: one that is deleted stays until what it steered is handed back.
+pub const HAND_BACK: &str = "sluice.dev/hand-back";
 /// The field manager of everything the rollout controller writes.
 pub const FIELD_MANAGER: &str = "sluice";
 /// The field manager of the sync, apart from the controller's so that each owns only its own fields.

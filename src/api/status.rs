@@ -143,6 +143,8 @@ pub enum Phase {
     Aborted,
     /// Cannot go on before somebody changes something.
     Stalled,
+    /// Being deleted: traffic goes back to stable, and what was steered is handed back.
+    Terminating,
 }
 
 /// A revision on its way.
@@ -407,4 +409,6 @@ pub enum TransitionEvent {
     Denied,
     /// The status was lost; where the Rollout stands was taken from the log, the Services and the routes.
     Recovered,
+    /// The Rollout is being deleted: traffic goes back to stable, and what it steered is handed back.
+    Deleted,
 }

@@ -85,6 +85,8 @@ impl Writer {
                 });
                 self.create(Kind::AnalysisRun, &rollout.identity, &key, body).await
             }
+            Effect::AddFinalizer => self.set_finalizer(&rollout.identity, true).await,
+            Effect::RemoveFinalizer { .. } => self.set_finalizer(&rollout.identity, false).await,
             Effect::EndAnalysis { name } => {
                 let key = Key::new(namespace.clone(), name.clone());
                 let run = self.index().analysis_run(&key).ok_or_else(|| conflict(&key))?;

@@ -57,6 +57,17 @@ impl Events {
         self.send(event(rollout, transition, &self.instance));
     }
 
+    /// Tells of a Rollout that goes without having been handed back. Returns at once. May be told again.
+    pub fn not_handed_back(&self, rollout: &Identity, why: &str, at: DateTime<Utc>) {
+        let mut event = about("Rollout", rollout, "not handed back", at, &self.instance);
+        event.type_ = Some("Warning".to_owned());
+        event.reason = Some("NotHandedBack".to_owned());
+        event.action = Some(action(TransitionEvent::Deleted).to_owned());
+        event.note =
+            Some(cut(&format!("the Rollout goes, but not all it steered was handed back: {why}"), LONGEST_NOTE));
+        self.send(event);
+    }
+
     /// Tells the tip of a log after a push. Returns at once. May be told again.
     pub fn log_tip(&self, repo: &Identity, branch: &str, tip: &str, at: DateTime<Utc>) {
         let mut event = about("DeployRepo", repo, tip, at, &self.instance);
@@ -119,7 +130,8 @@ fn is_warning(event: TransitionEvent) -> bool {
         | TransitionEvent::Promoting
         | TransitionEvent::Promoted
         | TransitionEvent::Superseded
-        | TransitionEvent::PlanChanged => false,
+        | TransitionEvent::PlanChanged
+        | TransitionEvent::Deleted => false,
     }
 }
 
@@ -138,6 +150,7 @@ fn action(event: TransitionEvent) -> &'static str {
         TransitionEvent::PlanChanged => "Replan",
         TransitionEvent::Denied => "Refuse",
         TransitionEvent::Recovered => "Recover",
+        TransitionEvent::Deleted => "HandBack",
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Identity {
     pub created_at: Option<DateTime<Utc>>,
     /// It is being deleted.
     pub deleting: bool,
+    /// What must be done before it may go, each by its name.
+    pub finalizers: Vec<String>,
     /// Its annotations of ours (`sluice.dev/…`).
     pub annotations: BTreeMap<String, String>,
     /// The uid of its controlling owner.
@@ -72,6 +74,11 @@ impl Identity {
         Key::new(self.namespace.clone(), self.name.clone())
     }
 
+    /// It stays until we have handed back what it steers.
+    pub fn is_held(&self) -> bool {
+        self.finalizers.iter().any(|finalizer| finalizer == names::HAND_BACK)
+    }
+
     fn of(object: &DynamicObject) -> Self {
         let metadata = &object.metadata;
         Self {
@@ -82,6 +89,7 @@ impl Identity {
             generation: metadata.generation.unwrap_or_default(),
             created_at: metadata.creation_timestamp.as_ref().and_then(|time| time.0.to_string().parse().ok()),
             deleting: metadata.deletion_timestamp.is_some(),
+            finalizers: metadata.finalizers.clone().unwrap_or_default(),
             annotations: metadata
                 .annotations
                 .iter()

@@ -23,7 +23,7 @@ use crate::traffic::gateway_api;
 /// A Rollout as seen, or what makes it unreadable.
 pub type Observation = Result<Snapshot, Undecodable>;
 
-/// Looks at one Rollout. `None` when it does not exist or is being deleted.
+/// Looks at one Rollout.
 pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoch: i64) -> Observation {
     let asked = rollout.spec.clone()?;
     let key = rollout.identity.key();
@@ -61,6 +61,8 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         name: key.name.clone(),
         uid: rollout.identity.uid.clone(),
         generation: rollout.identity.generation,
+        deleting: rollout.identity.deleting,
+        finalizer: rollout.identity.is_held(),
         revisions,
         services,
         routes,

@@ -135,6 +135,24 @@ impl Writer {
         self.json_patch(kind, &identity.key(), Some("status"), patch).await
     }
 
+    /// Puts our finalizer on a Rollout as it was seen, or takes it off; those of others stay.
+    pub async fn set_finalizer(&self, identity: &Identity, on: bool) -> Result<(), WriteError> {
+        let others = identity.finalizers.iter().map(String::as_str).filter(|finalizer| *finalizer != names::HAND_BACK);
+        let finalizers: Vec<&str> = others.chain(on.then_some(names::HAND_BACK)).collect();
+        let patch = json!([
+            {"op": "test", "path": "/metadata/uid", "value": identity.uid},
+            {"op": "test", "path": "/metadata/resourceVersion", "value": identity.resource_version},
+            {"op": "add", "path": "/metadata/finalizers", "value": finalizers},
+        ]);
+        let key = identity.key();
+        let done = self.json_patch(Kind::Rollout, &key, None, patch).await;
+        if done.is_ok() && finalizers.is_empty() && identity.deleting {
+            // The answer is the object as it went: kept, it would be a ghost until the watch says so.
+            self.index.remove(Kind::Rollout, &key, &identity.uid);
+        }
+        done
+    }
+
     /// Deletes an object as it was seen.
     pub async fn delete(&self, kind: Kind, key: &Key, seen: &Identity) -> Result<(), WriteError> {
         let params = DeleteParams {

@@ -19,11 +19,11 @@ use super::credentials::{CredentialsError, Remote, Secrets, text};
 use super::manifests::{self, Manifest, ManifestError, ObjectId, Permission, Scope};
 use super::queue::{Failure, Outcome, Queue, QueueConfig};
 use super::sync_plan::{
-    Planned, Seen, Situation, Steered, SyncPlan, carry_over, is_needed_by, may_carry, object_id, plan_sync,
+    Planned, Seen, Situation, Steered, SyncPlan, carry_over, is_needed_by, may_carry, object_id, plan_sync, steers,
 };
 use crate::api::{
-    Condition, ConditionStatus, Conditions, DeployRepoStatus, GROUP, HISTORY_REWRITTEN, InventoryEntry, RouteKey,
-    RouteKind, SourceHistory, Strategy, names,
+    Condition, ConditionStatus, Conditions, DeployRepoStatus, GROUP, HISTORY_REWRITTEN, InventoryEntry, SourceHistory,
+    Steering, Strategy, names,
 };
 use crate::cluster::apply::{Applier, ApplyError, Basis, Target};
 use crate::cluster::kinds::Kind;
@@ -483,7 +483,8 @@ impl<S: Sources> DeployRepos<S> {
             owner: &owner,
             prune,
         };
-        let plan = plan_sync(&situation, |entry| self.is_in_use(entry) || self.is_being_left(entry, &manifests));
+        let in_use = |entry: &InventoryEntry| self.is_in_use(entry) || self.is_being_left(entry, &manifests, &owner);
+        let plan = plan_sync(&situation, in_use);
         self.refuse_contested(&plan)?;
         let attempt = Attempt { owner: &owner, steered: self.steered(&manifests, &plan), plan: &plan };
         let deferred = Deferred::of(&plan, &served);
@@ -508,7 +509,8 @@ impl<S: Sources> DeployRepos<S> {
             findings.inventory = Some(progress.inventory());
             return Err(halt);
         }
-        let unsettled = live.values().any(|seen| matches!(seen, Seen::Present(live) if live.deleting));
+        let unsettled = live.values().any(|seen| matches!(seen, Seen::Present(live) if live.deleting))
+            || plan.retained.iter().any(in_use);
         if !plan.apply.is_empty() || !plan.delete.is_empty() {
             tracing::info!(
                 deploy_repo = owner,
@@ -787,9 +789,22 @@ impl<S: Sources> DeployRepos<S> {
         steered
     }
 
-    /// Whether an object still moves the traffic of a Rollout of which git asks for another strategy: it is pruned
-    /// with the next commit after the Rollout has left it.
-    fn is_being_left(&self, entry: &InventoryEntry, manifests: &[Manifest]) -> bool {
+    /// Whether an object still moves the traffic of a Rollout that git does not ask for any more, or asks for with
+    /// another strategy: it is pruned when the Rollout has left it.
+    fn is_being_left(&self, entry: &InventoryEntry, manifests: &[Manifest], owner: &str) -> bool {
+        let rollouts = self.writer.index().rollouts();
+        let goes = rollouts.iter().filter(|rollout| {
+            let identity = &rollout.identity;
+            let applied_by = identity.annotations.get(names::DEPLOY_REPO);
+            let id = ObjectId::new(GROUP_VERSION, "Rollout", &identity.namespace, &identity.name);
+            identity.namespace == entry.namespace
+                && applied_by.is_some_and(|applied_by| applied_by == owner)
+                && !manifests.iter().any(|manifest| manifest.id() == id)
+        });
+        let steers = |steering: &Steering| steers(steering, entry);
+        if goes.filter_map(|rollout| rollout.status.as_ref()?.steering.as_ref()).any(steers) {
+            return true;
+        }
         let declared = manifests.iter().filter(|manifest| {
             manifest.kind == "Rollout"
                 && manifest.namespace == entry.namespace
@@ -802,20 +817,7 @@ impl<S: Sources> DeployRepos<S> {
             let live = self.writer.index().rollout(&key);
             let steering = live.as_ref().and_then(|live| live.status.as_ref()?.steering.as_ref());
             let (Some(steering), Some(asked)) = (steering, asked) else { return false };
-            if *steering == asked.steering() {
-                return false;
-            }
-            match RouteKind::named(&entry.kind) {
-                Some(kind) => {
-                    let strategy = steering.strategy();
-                    let route = RouteKey::new(kind, &entry.name);
-                    strategy.canary.is_some_and(|canary| canary.routes().any(|(_, key)| key == route))
-                }
-                None => {
-                    let mut services = [&steering.stable_service, &steering.canary_service].into_iter().flatten();
-                    entry.kind == "Service" && services.any(|service| *service == entry.name)
-                }
-            }
+            *steering != asked.steering() && steers(steering)
         })
     }
 

@@ -21,7 +21,7 @@ use crate::cluster::objects::{Key, RolloutObject, Undecodable};
 use crate::cluster::observe::observe;
 use crate::cluster::write::{WriteError, Writer};
 use crate::engine::decide::decide;
-use crate::engine::{Snapshot, Turn};
+use crate::engine::{Effect, Snapshot, Turn};
 use crate::telemetry::Metrics;
 
 /// Turns taken for one Rollout before the others get theirs.
@@ -58,8 +58,8 @@ impl RolloutController {
             // Not leading, or not sure of it just now (a clock that jumped): nothing is lost by looking again.
             let Some(epoch) = (self.epoch)() else { return Outcome::After(STANDBY) };
             let Some(rollout) = self.index.rollout(key) else { return Outcome::Done };
-            if rollout.identity.deleting {
-                // ReplicaSets and AnalysisRuns go with their owner; routes and Services stay as they are.
+            if rollout.identity.deleting && !rollout.identity.is_held() {
+                // All is handed back; ReplicaSets and AnalysisRuns go with their owner.
                 return Outcome::Done;
             }
             let snapshot = match observe(&self.index, &rollout, self.ledger.state(key), epoch) {
@@ -75,6 +75,10 @@ impl RolloutController {
                 }
                 Turn::Apply(effect) => {
                     tracing::info!(rollout = %key, effect = ?EffectName(&effect), "apply");
+                    if let Effect::RemoveFinalizer { unfinished: Some(why) } = &effect {
+                        tracing::warn!(rollout = %key, why, "not all was handed back");
+                        self.events.not_handed_back(&rollout.identity, why, now);
+                    }
                     match self.writer.perform(&rollout, &effect).await {
                         Err(WriteError::Refused { reason, message, what }) => {
                             let text = format!("{what}: {message}");
@@ -175,6 +179,15 @@ impl RolloutController {
 
     /// Says in the status that the spec cannot be read, and touches nothing else.
     async fn unreadable(&self, rollout: &RolloutObject, trouble: &Undecodable, epoch: i64) -> Outcome {
+        if rollout.identity.deleting {
+            // What it steers cannot be known, and nobody waits for ever.
+            self.events.not_handed_back(&rollout.identity, &trouble.to_string(), (self.now)());
+            return match self.writer.set_finalizer(&rollout.identity, false).await {
+                Ok(()) => Outcome::Done,
+                Err(WriteError::NotLeader) => Outcome::After(STANDBY),
+                Err(error) => Outcome::Failed(Failure::new(error.reason(), &error)),
+            };
+        }
         let status = rollout.status.clone().unwrap_or_default();
         self.stall(rollout, status, "InvalidSpec", &trouble.to_string(), epoch).await;
         Outcome::Done
@@ -221,11 +234,10 @@ fn stalled(
 }
 
 /// An effect in the log, without the template.
-struct EffectName<'a>(&'a crate::engine::Effect);
+struct EffectName<'a>(&'a Effect);
 
 impl std::fmt::Debug for EffectName<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        use crate::engine::Effect;
         match self.0 {
             Effect::CreateReplicaSet { revision, replicas, .. } => write!(f, "create {revision} with {replicas} pods"),
             Effect::StartAnalysis { name, .. } => write!(f, "start analysis {name}"),

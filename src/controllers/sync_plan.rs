@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde_json::{Map, Value};
 
 use super::manifests::{self, Manifest, ObjectId, group_of};
-use crate::api::{GROUP, InventoryEntry, ROUTE_GROUP, RouteKind, SourceHistory, names};
+use crate::api::{GROUP, InventoryEntry, ROUTE_GROUP, RouteKey, RouteKind, SourceHistory, Steering, names};
 use crate::cluster::apply::Live;
 
 /// What is known of an object in the cluster.
@@ -384,6 +384,20 @@ fn owns_replicas(live: &Value) -> bool {
             && entry.get("operation").and_then(Value::as_str) == Some("Apply")
             && entry.pointer("/fieldsV1/f:spec/f:replicas").is_some()
     })
+}
+
+/// Whether an object is one of those by which a Rollout moves traffic.
+pub fn steers(steering: &Steering, entry: &InventoryEntry) -> bool {
+    match RouteKind::named(&entry.kind) {
+        Some(kind) => {
+            let route = RouteKey::new(kind, &entry.name);
+            steering.strategy().canary.is_some_and(|canary| canary.routes().any(|(_, key)| key == route))
+        }
+        None => {
+            let mut services = [&steering.stable_service, &steering.canary_service].into_iter().flatten();
+            entry.kind == "Service" && services.any(|service| *service == entry.name)
+        }
+    }
 }
 
 /// Whether a pod template needs an object: its configuration, its storage, its account. A pod that starts again

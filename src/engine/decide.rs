@@ -4,7 +4,7 @@
 //! repeats the decision. The order of the questions is the order of their weight: who leads, what is wrong, what
 //! must stop, what people say, what comes next.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::converge::{Convergence, Target, converge, facts, share_of_pods, split_pods, template};
 use super::plan::{Gate, Plan, Pods, Stage, plan};
@@ -15,7 +15,7 @@ use super::{
 use crate::api::{
     Abort, AbortCause, AnalysisPhase, AnalysisReference, Condition, ConditionStatus, Conditions, Denied, Hold,
     InterventionAction, OnAuditUnavailable, PausedBy, Phase, RECORDED, RefusedIntervention, Release, ReleaseState,
-    RolloutStatus, Seen, Steering, Transition, TransitionEvent, names,
+    RolloutStatus, Seen, Steering, TERMINATING, Transition, TransitionEvent, names,
 };
 
 /// How many taken Interventions, and how many promoted revisions, are remembered.
@@ -23,11 +23,18 @@ const REMEMBERED: usize = 20;
 const REMEMBERED_REVISIONS: usize = 10;
 /// How many transitions are kept of a Rollout that no DeployRepo records.
 const UNRECORDED: usize = 20;
+/// How long the deletion of a Rollout may take, and how much of that traffic has for its way back. It counts from when
+/// it was first seen, so an operator that was away shortens nothing.
+const DELETION_TAKES_AT_MOST: TimeDelta = TimeDelta::minutes(5);
+const WAY_BACK_TAKES_AT_MOST: TimeDelta = TimeDelta::minutes(4);
 
 /// Decides what one turn does.
 pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
     if snapshot.status.epoch > snapshot.epoch {
         return wait(WaitOn::Spec, None, "another leader has taken over".to_owned());
+    }
+    if snapshot.deleting && !snapshot.finalizer {
+        return wait(WaitOn::Nothing, None, "the Rollout goes".to_owned());
     }
     let mut problems = snapshot.problems.clone();
     let compiled = plan(&snapshot.spec);
@@ -45,6 +52,7 @@ pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
     decision.refresh();
     let (seen, weight) = (decision.next.seen.clone(), decision.next.weight);
     let turn = match (&snapshot.strategy_change, problems.first()) {
+        _ if snapshot.deleting => decision.end(),
         (StrategyChange::Gone, _) => decision.adopt(),
         (StrategyChange::Leaving { asked }, _) => decision.leave(asked),
         (StrategyChange::None, Some(problem)) if !decision.may_go_back() => decision.stalled(problem),
@@ -58,8 +66,16 @@ pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
             let status = RolloutStatus { seen, weight, epoch: snapshot.epoch, ..before.clone() };
             Turn::Advance(Box::new(status))
         }
+        // What will have to be handed back is never moved before that is sure to happen.
+        Turn::Apply(_) if unguarded(snapshot) => Turn::Apply(Effect::AddFinalizer),
+        Turn::Wait(_) if unguarded(snapshot) && before.stable_revision.is_some() => Turn::Apply(Effect::AddFinalizer),
         turn => turn,
     }
+}
+
+/// Once it is deleted, nobody would hand back what it steers.
+fn unguarded(snapshot: &Snapshot) -> bool {
+    !snapshot.finalizer && !snapshot.deleting
 }
 
 /// Whether a fact that was so before is not so any more.
@@ -817,6 +833,124 @@ impl Decision<'_> {
         self.push(event, &release.revision, stage, (weight, 0), "StrategyChanged", message.clone(), None);
         self.next.release = None;
         self.describe(Phase::Progressing, "StrategyChanged", &message);
+    }
+
+    // === The end ===
+
+    /// The Rollout is being deleted. Its pods go with it, so whoever comes after it must find Services that select
+    /// their pods and routes that lead to them; and as long as it is there, traffic stays where it is served.
+    fn end(mut self) -> Turn {
+        let Some(since) = self.snapshot.status.conditions.condition(TERMINATING).map(|it| it.last_transition_time)
+        else {
+            return self.terminate();
+        };
+        let since = since.min(self.now);
+        let late = |length: TimeDelta| self.now - since >= length;
+        if late(DELETION_TAKES_AT_MOST) {
+            return Turn::Apply(Effect::RemoveFinalizer { unfinished: Some(self.snapshot.status.message.clone()) });
+        }
+        let patience =
+            since + if late(WAY_BACK_TAKES_AT_MOST) { DELETION_TAKES_AT_MOST } else { WAY_BACK_TAKES_AT_MOST };
+        let step = match self.way_back().filter(|_| !late(WAY_BACK_TAKES_AT_MOST)) {
+            Some(step) => step,
+            None => match self.release_what_is_steered() {
+                Some(effect) => Convergence::Do(effect),
+                None => self.outbox(),
+            },
+        };
+        match step {
+            Convergence::Do(effect) => Turn::Apply(effect),
+            Convergence::Reached => Turn::Apply(Effect::RemoveFinalizer { unfinished: None }),
+            Convergence::Hold(wait) => {
+                self.describe(Phase::Terminating, "Deleted", &format!("deleted; {}", wait.message));
+                self.conclude_by(Convergence::Hold(wait), Some(patience))
+            }
+        }
+    }
+
+    fn terminate(mut self) -> Turn {
+        let stable = self.stable();
+        let release = self.next.release.take();
+        let about = release.as_ref().map(|release| release.revision.clone()).or(stable);
+        let message = match self.in_flight() {
+            Some(release) => format!("the Rollout was deleted while revision {} was in flight", release.revision),
+            None => "the Rollout was deleted".to_owned(),
+        };
+        if about.is_none() && self.snapshot.status.has_no_position() {
+            // The status was lost: traffic goes back to what can be known as stable. There is nothing to record.
+            self.next.stable_revision = position(self.snapshot, &self.plan).and_then(|found| found.stable);
+        }
+        if let Some(about) = about {
+            let stage = release.as_ref().map_or(0, |release| release.stage);
+            let weight = self.weight();
+            self.push(TransitionEvent::Deleted, &about, stage, (weight, 0), "Deleted", message.clone(), None);
+            if let (Some(transition), Some(release)) = (self.next.pending_log.last_mut(), release) {
+                transition.attempt = release.attempt;
+            }
+        }
+        self.describe(Phase::Terminating, "Deleted", &message);
+        self.advance()
+    }
+
+    /// Traffic goes back to stable, as an abort does it. `None` when it is back, or cannot be brought back: something
+    /// that it goes by is gone, or stable is.
+    fn way_back(&self) -> Option<Convergence> {
+        let stable = self.stable().filter(|stable| self.snapshot.revisions.contains_key(stable))?;
+        let references = self.snapshot.spec.references();
+        let services = || references.stable_service.iter().chain(&references.canary_service);
+        let whole = services().all(|name| self.snapshot.services.contains_key(name))
+            && references.routes.iter().all(|route| self.snapshot.routes.contains_key(route));
+        // Handing back begins with the stable Service: once it selects every revision, there is no way but on.
+        let selects = |name: &String| self.snapshot.services.get(name)?.selects.clone();
+        let narrowed = references.stable_service.as_ref().is_none_or(|name| selects(name).is_some());
+        if !whole || !narrowed {
+            return None;
+        }
+        let mut target = self.rest(&stable);
+        target.sizes.retain(|revision, _| *revision == stable);
+        target.only_lower = true;
+        match converge(self.snapshot, &target, &self.next.seen, self.now) {
+            Convergence::Reached => None,
+            convergence => Some(convergence),
+        }
+    }
+
+    /// The next thing that is steered and must be handed back: routes say that stable has everything, and nothing of
+    /// ours, and Services select every revision, as they are declared.
+    fn release_what_is_steered(&self) -> Option<Effect> {
+        let direct = self.snapshot.routes.iter().find(|(_, state)| state.is_direct());
+        if let Some((route, _)) = direct {
+            return Some(Effect::SetHeaderRoutes { route: route.clone(), header_routes: Vec::new() });
+        }
+        let weighted = self.snapshot.routes.iter().find(|(_, state)| state.rules.iter().any(|rule| !rule.holds(0)));
+        if let Some((route, _)) = weighted {
+            return Some(Effect::SetWeight { route: route.clone(), percent: 0 });
+        }
+        let stable = self.snapshot.spec.references().stable_service;
+        let narrowed = |is_stable: bool| {
+            let mut services = self.snapshot.services.iter().filter(|(_, state)| state.selects.is_some());
+            let found = services.find(|(name, _)| (stable.as_ref() == Some(*name)) == is_stable);
+            found.map(|(service, _)| Effect::SelectEveryRevision { service: service.clone() })
+        };
+        // What is on trial goes before the stable Service reaches it, if anything else serves.
+        let serves =
+            self.stable().filter(|stable| self.snapshot.revisions.get(stable).is_some_and(|state| state.ready > 0));
+        let trial = || {
+            let serves = serves.as_ref()?;
+            let mut others = self.snapshot.revisions.iter().filter(|(revision, _)| *revision != serves);
+            let (revision, _) = others.find(|(_, state)| state.replicas > 0)?;
+            Some(Effect::Scale { revision: revision.clone(), replicas: 0 })
+        };
+        narrowed(false).or_else(trial).or_else(|| narrowed(true))
+    }
+
+    /// What has happened must be in the log before the outbox goes with the Rollout.
+    fn outbox(&self) -> Convergence {
+        let ledger = &self.snapshot.ledger;
+        if !ledger.configured || self.snapshot.status.pending_log.is_empty() {
+            return Convergence::Reached;
+        }
+        Convergence::Hold(wait_for(WaitOn::Ledger, None, "what has happened is not in the log yet"))
     }
 
     // === Through the steps ===
@@ -1852,14 +1986,16 @@ impl Decision<'_> {
             _ => ConditionStatus::Unknown,
         };
         let holds = |holds| if holds { ConditionStatus::True } else { ConditionStatus::False };
-        let moving =
-            matches!(phase, Phase::Pending | Phase::Progressing | Phase::Paused | Phase::Holding | Phase::Promoting);
+        let moving = !matches!(phase, Phase::Ready | Phase::Aborted | Phase::Stalled);
         set("Ready", ready);
         set("Reconciling", holds(moving));
         set("Stalled", holds(phase == Phase::Stalled));
         set("Paused", holds(phase == Phase::Paused));
         set("Aborted", holds(phase == Phase::Aborted));
         set("Promoted", holds(phase == Phase::Ready));
+        if phase == Phase::Terminating {
+            set(TERMINATING, ConditionStatus::True);
+        }
     }
 
     fn label(&mut self) {

@@ -21,6 +21,10 @@ pub struct Snapshot {
     pub uid: String,
     /// The generation of the spec.
     pub generation: i64,
+    /// It is being deleted.
+    pub deleting: bool,
+    /// It carries our finalizer ([`names::HAND_BACK`](crate::api::names::HAND_BACK)).
+    pub finalizer: bool,
     /// What is wanted; with the strategy that moved traffic last while that one is left.
     pub spec: RolloutSpec,
     /// Whether another strategy is asked for than the one that moved traffic last.
@@ -359,6 +363,13 @@ pub enum Effect {
         attempt: i32,
         /// What to judge.
         analysis: AnalysisReference,
+    },
+    /// Keep the Rollout, once it is deleted, until what it steers is handed back.
+    AddFinalizer,
+    /// Let the Rollout go.
+    RemoveFinalizer {
+        /// What was not handed back in time, if anything.
+        unfinished: Option<String>,
     },
     /// Ask an AnalysisRun to end.
     EndAnalysis {

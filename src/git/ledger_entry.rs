@@ -126,7 +126,10 @@ impl StateFile {
 
     /// Whether a release is under way.
     fn is_in_flight(&self) -> bool {
-        !matches!(self.event, TransitionEvent::Promoted | TransitionEvent::Aborted | TransitionEvent::Denied)
+        !matches!(
+            self.event,
+            TransitionEvent::Promoted | TransitionEvent::Aborted | TransitionEvent::Denied | TransitionEvent::Deleted
+        )
     }
 
     /// What a message tells only when it is not as in the entry before of the same Rollout: the trailers' names and

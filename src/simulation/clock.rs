@@ -169,6 +169,14 @@ impl World {
         self.outside(format!("spec, generation {}", self.generation));
     }
 
+    /// Somebody deletes the Rollout.
+    pub fn delete(&mut self) {
+        self.deleting = true;
+        self.collect_garbage();
+        self.status_version += 1;
+        self.outside("the Rollout is deleted".to_owned());
+    }
+
     /// So many pods of a revision die, and new ones take their place.
     pub fn kill_pods(&mut self, revision: &str, number: usize) {
         if let Some(set) = self.replica_sets.get_mut(revision) {

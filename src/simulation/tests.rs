@@ -8,6 +8,7 @@ use crate::engine::{InterventionState, WaitOn};
 mod audit;
 mod blue_green;
 mod by_pods;
+mod deletion;
 mod going_back;
 mod header_routes;
 mod recover;

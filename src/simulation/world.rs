@@ -29,6 +29,12 @@ pub struct World {
     pub spec: RolloutSpec,
     /// The generation of the spec.
     pub generation: i64,
+    /// Somebody asked for the Rollout to be deleted.
+    pub deleting: bool,
+    /// It carries our finalizer.
+    pub finalizer: bool,
+    /// It is gone.
+    pub gone: bool,
     /// The status as stored.
     pub status: RolloutStatus,
     /// The ReplicaSets by revision.
@@ -71,6 +77,9 @@ impl World {
         let mut world = Self {
             now,
             generation: 1,
+            deleting: false,
+            finalizer: false,
+            gone: false,
             status: RolloutStatus::default(),
             replica_sets: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -120,6 +129,8 @@ impl World {
         let mut world = Self::new(snapshot.spec.clone(), now);
         world.identity = (snapshot.namespace.clone(), snapshot.name.clone(), snapshot.uid.clone());
         world.generation = snapshot.generation;
+        world.deleting = snapshot.deleting;
+        world.finalizer = snapshot.finalizer;
         world.status = snapshot.status.clone();
         world.interventions.clone_from(&snapshot.interventions);
         world.ledger = LedgerState { read: true, ..snapshot.ledger.clone() };
@@ -256,6 +267,8 @@ impl World {
             name,
             uid,
             generation: self.generation,
+            deleting: self.deleting,
+            finalizer: self.finalizer,
             spec,
             strategy_change,
             status: self.status.clone(),
@@ -311,6 +324,9 @@ impl World {
             _ => Err(Conflict::Changed { kind, name: name.to_owned() }),
         };
         let missing = |kind, name: &str| Conflict::Missing { kind, name: name.to_owned() };
+        if self.gone {
+            return Err(missing(ROLLOUT, &self.identity.1));
+        }
         match effect {
             Effect::CreateReplicaSet { revision, template, replicas } => {
                 if self.replica_sets.contains_key(revision) {
@@ -378,6 +394,14 @@ impl World {
                 }
                 self.analyses.insert(name.clone(), run);
             }
+            Effect::AddFinalizer | Effect::RemoveFinalizer { .. } => {
+                if versions.status != self.status_version {
+                    return Err(Conflict::Changed { kind: ROLLOUT, name: self.identity.1.clone() });
+                }
+                self.finalizer = *effect == Effect::AddFinalizer;
+                self.status_version += 1;
+                self.collect_garbage();
+            }
             Effect::EndAnalysis { name } => {
                 let run = self.analyses.get_mut(name).ok_or_else(|| missing(ANALYSIS, name))?;
                 check(ANALYSIS, name, run.version)?;
@@ -392,6 +416,15 @@ impl World {
         self.writes.push(Write { at: now, written: Written::Effect(effect.clone()) });
         self.settle();
         Ok(())
+    }
+
+    /// A Rollout that is deleted and that nothing holds is gone, and what it owns goes with it.
+    pub(super) fn collect_garbage(&mut self) {
+        if self.deleting && !self.finalizer {
+            self.gone = true;
+            self.replica_sets.clear();
+            self.analyses.clear();
+        }
     }
 
     fn create(&mut self, revision: &str, template: PodTemplate, replicas: i32) {
@@ -413,6 +446,9 @@ impl World {
     /// # Errors
     /// The status has changed since, or a leader of a higher epoch has written.
     pub fn write_status_on(&mut self, status: RolloutStatus, versions: &Versions) -> Result<(), Conflict> {
+        if self.gone {
+            return Err(Conflict::Missing { kind: ROLLOUT, name: self.identity.1.clone() });
+        }
         if versions.status != self.status_version {
             return Err(Conflict::Changed { kind: ROLLOUT, name: self.identity.1.clone() });
         }

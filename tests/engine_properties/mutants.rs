@@ -31,10 +31,14 @@ pub enum Mutant {
     PreviewIsLive,
     OldGoesAtOnce,
     ReplaceBeforeReady,
+    /// It goes at once when it is deleted.
+    GoesAtOnce,
+    /// What is deleted first loses what traffic goes by.
+    ReleasesInTraffic,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::RaiseBeforeReady,
         Self::ShrinkBeforeRoute,
         Self::SkipSettle,
@@ -56,6 +60,8 @@ impl Mutant {
         Self::PreviewIsLive,
         Self::OldGoesAtOnce,
         Self::ReplaceBeforeReady,
+        Self::GoesAtOnce,
+        Self::ReleasesInTraffic,
     ];
 
     /// The promise that it breaks, as the observers name it: another one that it breaks beside it does not count.
@@ -73,6 +79,7 @@ impl Mutant {
             Self::ReplaceBeforeReady => "S3",
             Self::WriteAtRest => "L1",
             Self::ForgetWakeUp => "L3",
+            Self::GoesAtOnce | Self::ReleasesInTraffic => "S17",
         }
     }
 
@@ -226,6 +233,16 @@ impl Mutant {
             (Self::ForgetWakeUp, Turn::Wait(mut wait)) => {
                 wait.until = None;
                 Turn::Wait(wait)
+            }
+            (Self::GoesAtOnce, _) if snapshot.deleting && snapshot.finalizer => {
+                Turn::Apply(Effect::RemoveFinalizer { unfinished: None })
+            }
+            (Self::ReleasesInTraffic, turn) if snapshot.deleting && snapshot.finalizer => {
+                let narrowed = snapshot.services.iter().find(|(_, state)| state.selects.is_some());
+                match narrowed {
+                    Some((service, _)) => Turn::Apply(Effect::SelectEveryRevision { service: service.clone() }),
+                    None => turn,
+                }
             }
             (Self::WriteAtRest, Turn::Wait(wait)) if wait.on == WaitOn::Nothing => {
                 let mut status = snapshot.status.clone();

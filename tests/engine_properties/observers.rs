@@ -25,6 +25,8 @@ pub struct Observers {
     absorbed: bool,
     /// Something was promoted before: what lives is not new.
     deployed: bool,
+    /// When somebody asked for it to be deleted.
+    deleted_at: Option<DateTime<Utc>>,
 }
 
 struct Open {
@@ -128,6 +130,9 @@ impl Observers {
                     self.fail(before, "S1", format!("{rule:?} in {name}"));
                 }
             }
+        }
+        if let Effect::SelectEveryRevision { service } = effect {
+            self.released(before, service);
         }
         if by_pods(before) {
             self.replace(before, effect, after);
@@ -299,6 +304,10 @@ impl Observers {
     }
 
     fn shrink(&mut self, before: &World, revision: &str, after: &World) {
+        if self.deleted_at.is_some_and(|at| before.now - at >= TimeDelta::minutes(4)) {
+            // What was to be waited for was waited for; it goes now.
+            return;
+        }
         let (had, has) = (pods_ready(before, revision), pods_ready(after, revision));
         let size = |world: &World| world.replica_sets.get(revision).map_or(0, |set| set.replicas);
         if size(after) >= size(before) {
@@ -330,8 +339,44 @@ impl Observers {
         }
     }
 
+    /// S17: what a deleted Rollout put on trial is out of reach when the stable Service selects every revision again,
+    /// while that can still be had in time.
+    fn released(&mut self, before: &World, service: &str) {
+        let Some(deleted_at) = self.deleted_at else { return };
+        let in_time = before.now - deleted_at < TimeDelta::minutes(4);
+        let Some(stable) = before.status.stable_revision.as_ref().filter(|_| in_time) else { return };
+        let is_trial = |revision: &&String| *revision != stable && pods_ready(before, revision) > 0;
+        if side_name(before, 0).as_deref() == Some(service)
+            && let Some(trial) = before.replica_sets.keys().find(is_trial)
+        {
+            self.fail(before, "S17", format!("{service} selects every revision while {trial} has pods"));
+        }
+    }
+
+    /// Somebody deletes the Rollout.
+    pub fn deleted(&mut self, world: &World) {
+        self.deleted_at = Some(world.now);
+    }
+
+    /// S17: whoever comes after it finds Services and routes as git declares them, and stable has all the weight.
+    pub fn gone(&mut self, world: &World) {
+        for (name, service) in &world.services {
+            if let Some(revision) = &service.selects {
+                self.fail(world, "S17", format!("{name} still selects {revision}"));
+            }
+        }
+        for (name, route) in &world.routes {
+            if !route.header_routes.is_empty() || route.rules.iter().any(|rule| !rule.holds(0)) {
+                self.fail(world, "S17", format!("{name} is left with {route:?}"));
+            }
+        }
+    }
+
     /// S12: what was stable is kept for its time.
     fn old_is_kept(&mut self, before: &World, revision: &str) {
+        if self.deleted_at.is_some() {
+            return;
+        }
         let status = &before.status;
         let old = status.promoted_revisions.first().is_some_and(|old| old == revision);
         let delay = before.spec.strategy.scale_down_delay().delta();
@@ -363,7 +408,8 @@ impl Observers {
             }
             self.sequence = transition.sequence;
             let lost = transition.reason == "StatusLost";
-            if asked && transition.event != TransitionEvent::Aborted && !lost {
+            let back = matches!(transition.event, TransitionEvent::Aborted | TransitionEvent::Deleted);
+            if asked && !back && !lost {
                 self.fail(before, "S7", format!("{:?} although somebody asks for an abort", transition.event));
             }
             self.transition(before, transition);
@@ -449,6 +495,12 @@ impl Observers {
                     Some(open) if !open.ended && open.revision == transition.revision_to => open.ended = true,
                     None if transition.event == TransitionEvent::Promoted => {}
                     _ => self.fail(world, "S6", format!("{:?} of what is not open", transition.event)),
+                }
+            }
+            TransitionEvent::Deleted => {
+                self.absorbed = true;
+                if let Some(open) = &mut self.open {
+                    open.ended = true;
                 }
             }
             _ => {}

@@ -32,20 +32,34 @@ pub fn play(history: &History, mutant: Option<Mutant>) -> Run {
     tell(history, mutant, false)
 }
 
+/// Plays a history in the middle of which the Rollout is deleted.
+pub fn play_deleted(history: &History, mutant: Option<Mutant>, told: bool) -> Run {
+    let mut run = Run::new(history, mutant, told);
+    let all = u64::try_from(history.events.len() + 1).unwrap();
+    let deletion = usize::try_from(history.seed % all).unwrap();
+    // The first version is on its way, or there.
+    let first = if deletion == 0 { i64::try_from(history.seed % 30).unwrap() } else { 60 };
+    run.until(run.world.now + TimeDelta::seconds(first));
+    for (index, (before, event)) in history.events.iter().enumerate() {
+        if index == deletion {
+            run.delete();
+        }
+        run.until(run.world.now + TimeDelta::milliseconds(*before));
+        if run.world.gone || !run.observers.violations.is_empty() {
+            break;
+        }
+        run.happen(event);
+    }
+    if !run.world.deleting {
+        run.delete();
+    }
+    run.end();
+    run
+}
+
 /// Plays a history, and keeps the trace when `told`.
 pub fn tell(history: &History, mutant: Option<Mutant>, told: bool) -> Run {
-    let mut run = Run {
-        world: history.world(),
-        observers: Observers::default(),
-        random: Random(history.seed ^ 0xABCD),
-        mutant,
-        faults: true,
-        resting: false,
-        words: 0,
-        drawer: None,
-        told,
-        trace: Vec::new(),
-    };
+    let mut run = Run::new(history, mutant, told);
     run.until(run.world.now + TimeDelta::seconds(60));
     for (before, event) in &history.events {
         let at = run.world.now + TimeDelta::milliseconds(*before);
@@ -60,6 +74,38 @@ pub fn tell(history: &History, mutant: Option<Mutant>, told: bool) -> Run {
 }
 
 impl Run {
+    fn new(history: &History, mutant: Option<Mutant>, told: bool) -> Self {
+        Self {
+            world: history.world(),
+            observers: Observers::default(),
+            random: Random(history.seed ^ 0xABCD),
+            mutant,
+            faults: true,
+            resting: false,
+            words: 0,
+            drawer: None,
+            told,
+            trace: Vec::new(),
+        }
+    }
+
+    fn delete(&mut self) {
+        self.trace.push(format!("{} DELETED", self.world.now.format("%H:%M:%S%.3f")));
+        self.world.delete();
+        self.observers.deleted(&self.world);
+    }
+
+    /// Faults stop; then the Rollout goes, in a bounded time and with everything handed back.
+    fn end(&mut self) {
+        self.faults = false;
+        self.drawer = None;
+        self.until(self.world.now + TimeDelta::minutes(10));
+        match self.world.gone {
+            true => self.observers.gone(&self.world),
+            false => self.violated("L1", format!("it is never gone: {}", self.world.status.message)),
+        }
+    }
+
     fn violated(&mut self, property: &str, what: String) {
         self.observers.violations.push(format!("{property} at {}: {what}", self.world.now));
     }
@@ -143,7 +189,7 @@ impl Run {
     /// Turns and time until `end`.
     fn until(&mut self, end: DateTime<Utc>) -> Option<Wait> {
         for _ in 0..TURNS {
-            if !self.observers.violations.is_empty() {
+            if self.world.gone || !self.observers.violations.is_empty() {
                 return None;
             }
             let Some(wait) = self.turn() else { continue };

@@ -91,6 +91,10 @@ seccompProfile: {type: RuntimeDefault}
 - apiGroups: [sluice.dev]
   resources: [deployrepos]
   verbs: [patch]
+# What a deleted Rollout steered is handed back before it goes: that takes a finalizer.
+- apiGroups: [sluice.dev]
+  resources: [rollouts]
+  verbs: [patch]
 # An owner reference that holds up the owner's deletion needs this where that is checked.
 - apiGroups: [sluice.dev]
   resources: [rollouts/finalizers]

@@ -72,7 +72,7 @@ fn phase(phase: Phase) -> Tone {
     match phase {
         Phase::Ready => Tone::Good,
         Phase::Aborted | Phase::Stalled => Tone::Bad,
-        Phase::Paused | Phase::Holding => Tone::Attention,
+        Phase::Paused | Phase::Holding | Phase::Terminating => Tone::Attention,
         Phase::Pending | Phase::Progressing | Phase::Promoting => Tone::Plain,
     }
 }

@@ -86,6 +86,9 @@ impl Watchman {
         if status.observed_generation.is_none_or(|observed| observed < self.generation) {
             return None;
         }
+        if identity.deleting {
+            return end(Exit::Failed, "the Rollout is being deleted".to_owned());
+        }
         if status.phase == Phase::Stalled && facts.is_current() {
             return end(Exit::Failed, format!("stalled: {}", status.message));
         }
