@@ -433,7 +433,7 @@ pub fn event_word(event: TransitionEvent) -> &'static str {
         TransitionEvent::PlanChanged => "PlanChanged",
         TransitionEvent::Denied => "Denied",
         TransitionEvent::Recovered => "Recovered",
-        TransitionEvent::Deleted => "Deleted",
+        TransitionEvent::HandedBack => "HandedBack",
     }
 }
 
@@ -452,7 +452,7 @@ enum Stage {
 pub struct Shutdown(watch::Receiver<Stage>);
 
 /// Asks to stop. When it is dropped without a word that counts as asking, so that nothing waits for ever.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ShutdownTrigger(watch::Sender<Stage>);
 
 impl ShutdownTrigger {
@@ -473,21 +473,22 @@ impl Shutdown {
 
     /// Takes SIGTERM and SIGINT of this process: the first one is a request to stop, the second one aborts.
     /// To be called once, inside the runtime.
-    pub fn on_signals() -> io::Result<Shutdown> {
+    pub fn on_signals() -> io::Result<(ShutdownTrigger, Shutdown)> {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let (trigger, shutdown) = Shutdown::new();
+        let signalled = trigger.clone();
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     _ = terminate.recv() => tracing::info!(signal = "SIGTERM", "asked to stop"),
                     _ = interrupt.recv() => tracing::info!(signal = "SIGINT", "asked to stop"),
                 }
-                trigger.signal();
+                signalled.signal();
             }
         });
-        Ok(shutdown)
+        Ok((trigger, shutdown))
     }
 
     /// Whether the process was asked to stop.
@@ -633,7 +634,7 @@ mod tests {
 
     #[tokio::test]
     async fn signals_of_the_process_are_taken() {
-        let shutdown = Shutdown::on_signals().unwrap();
+        let (_trigger, shutdown) = Shutdown::on_signals().unwrap();
         let ours = std::process::id().to_string();
         for _ in 0..2 {
             let status = tokio::process::Command::new("kill").args(["-TERM", &ours]).status().await.unwrap();

@@ -174,6 +174,7 @@ fn in_listed_namespaces_nothing_reaches_beyond_them() {
 fn pod_specs(objects: &[Value]) -> Vec<(&str, &Value)> {
     let mut specs = vec![("Deployment", &only(objects, "Deployment")["spec"]["template"]["spec"])];
     specs.push(("Pod", &only(objects, "Pod")["spec"]));
+    specs.push(("Job", &only(objects, "Job")["spec"]["template"]["spec"]));
     specs
 }
 
@@ -255,6 +256,38 @@ fn the_program_understands_its_arguments_and_environment() {
     }
     assert_eq!(container["readinessProbe"]["httpGet"], json!({"path": "/readyz", "port": "probes"}));
     assert_eq!(container["livenessProbe"]["httpGet"], json!({"path": "/healthz", "port": "probes"}));
+}
+
+#[test]
+fn before_it_is_uninstalled_a_job_hands_back_what_rollouts_steer() {
+    let objects = render(&[NAMESPACES, "fullnameOverride=\"gate\"", "extraEnv=[{\"name\":\"A\",\"value\":\"b\"}]"]);
+    let job = only(&objects, "Job");
+    let annotations = &job["metadata"]["annotations"];
+    assert_eq!(annotations["helm.sh/hook"], "pre-delete");
+    assert!(job["spec"]["activeDeadlineSeconds"].as_i64().unwrap() < 300, "helm waits five minutes");
+    let container = &job["spec"]["template"]["spec"]["containers"][0];
+    let own: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
+    let deployment = only(&objects, "Deployment");
+    let parsed = Operator::try_parse_from(&own).unwrap().arguments;
+    assert_eq!(parsed.hand_back.as_deref(), deployment["metadata"]["name"].as_str());
+    assert_eq!(operator(&objects).hand_back, None, "only the Job does");
+    // Otherwise it is the operator: it watches the same namespaces, with the same account and environment.
+    let mut rest = own.clone();
+    rest.retain(|argument| !argument.starts_with("--hand-back"));
+    assert_eq!(rest, arguments(&objects));
+    let pod = &deployment["spec"]["template"]["spec"];
+    assert_eq!(container["env"], pod["containers"][0]["env"]);
+    assert_eq!(job["spec"]["template"]["spec"]["serviceAccountName"], pod["serviceAccountName"]);
+    // It may stop that Deployment, and no other; and is there only while it is needed.
+    let roles = of_kind(&objects, "Role");
+    let role = roles.iter().find(|role| role["metadata"]["name"] == "gate-hand-back").unwrap();
+    assert_eq!(
+        role["rules"],
+        json!([{"apiGroups": ["apps"], "resources": ["deployments/scale"], "resourceNames": ["gate"], "verbs": ["patch"]}])
+    );
+    assert_eq!(role["metadata"]["annotations"]["helm.sh/hook"], "pre-delete");
+    let without = render(&["handBack.enabled=false"]);
+    assert!(of_kind(&without, "Job").is_empty());
 }
 
 #[test]

@@ -62,8 +62,8 @@ fn every_reason_has_a_cause_and_a_cure() {
         cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()
     });
     let conditions = ["Ready", "Reconciling", "Stalled", "Paused", "Promoted", "Aborted", "Terminating", "Recorded"];
-    // Made by the writer, when an object of the wanted name is somebody else's; and an event's own.
-    let others = ["NotOurs", "NotHandedBack"];
+    // Made by the writer, when an object of the wanted name is somebody else's; an event's own; and two by a name.
+    let others = ["NotOurs", "NotHandedBack", "Deleted", "Uninstalled"];
     for word in words {
         let known = reasons.contains(&word) || conditions.contains(&word.as_str()) || others.contains(&word.as_str());
         assert!(known, "docs/reasons.md explains {word}, which nothing says");

@@ -178,11 +178,11 @@ pub enum Granularity {
 impl Granularity {
     /// Whether a transition of this kind gets a commit of its own.
     pub fn gives_commit(self, event: TransitionEvent) -> bool {
-        use TransitionEvent::{Aborted, Deleted, Denied, FirstDeploy, Promoted, StepCompleted, Superseded};
+        use TransitionEvent::{Aborted, Denied, FirstDeploy, HandedBack, Promoted, StepCompleted, Superseded};
         match self {
             Self::Step => true,
             Self::Phase => event != StepCompleted,
-            Self::Release => matches!(event, FirstDeploy | Promoted | Aborted | Superseded | Denied | Deleted),
+            Self::Release => matches!(event, FirstDeploy | Promoted | Aborted | Superseded | Denied | HandedBack),
         }
     }
 

@@ -143,7 +143,7 @@ pub enum Phase {
     Aborted,
     /// Cannot go on before somebody changes something.
     Stalled,
-    /// Being deleted: traffic goes back to stable, and what was steered is handed back.
+    /// Being deleted, or the operator uninstalled: traffic goes back to stable, and what was steered is handed back.
     Terminating,
 }
 
@@ -409,6 +409,7 @@ pub enum TransitionEvent {
     Denied,
     /// The status was lost; where the Rollout stands was taken from the log, the Services and the routes.
     Recovered,
-    /// The Rollout is being deleted: traffic goes back to stable, and what it steered is handed back.
-    Deleted,
+    /// The Rollout is being deleted, or the operator uninstalled: traffic goes back to stable, and what it steered is
+    /// handed back.
+    HandedBack,
 }

@@ -62,7 +62,7 @@ impl Events {
         let mut event = about("Rollout", rollout, "not handed back", at, &self.instance);
         event.type_ = Some("Warning".to_owned());
         event.reason = Some("NotHandedBack".to_owned());
-        event.action = Some(action(TransitionEvent::Deleted).to_owned());
+        event.action = Some(action(TransitionEvent::HandedBack).to_owned());
         event.note =
             Some(cut(&format!("the Rollout goes, but not all it steered was handed back: {why}"), LONGEST_NOTE));
         self.send(event);
@@ -131,7 +131,7 @@ fn is_warning(event: TransitionEvent) -> bool {
         | TransitionEvent::Promoted
         | TransitionEvent::Superseded
         | TransitionEvent::PlanChanged
-        | TransitionEvent::Deleted => false,
+        | TransitionEvent::HandedBack => false,
     }
 }
 
@@ -150,7 +150,7 @@ fn action(event: TransitionEvent) -> &'static str {
         TransitionEvent::PlanChanged => "Replan",
         TransitionEvent::Denied => "Refuse",
         TransitionEvent::Recovered => "Recover",
-        TransitionEvent::Deleted => "HandBack",
+        TransitionEvent::HandedBack => "HandBack",
     }
 }
 

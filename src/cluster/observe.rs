@@ -15,7 +15,7 @@ use crate::api::{
     ProviderKind, References, RolloutSpec, RolloutStatus, RouteKey, names,
 };
 use crate::engine::{
-    AnalysisState, InterventionState, LedgerState, Problem, RevisionState, RouteState, ServiceState, Snapshot,
+    self, AnalysisState, InterventionState, LedgerState, Problem, RevisionState, RouteState, ServiceState, Snapshot,
     StrategyChange,
 };
 use crate::traffic::gateway_api;
@@ -61,7 +61,7 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         name: key.name.clone(),
         uid: rollout.identity.uid.clone(),
         generation: rollout.identity.generation,
-        deleting: rollout.identity.deleting,
+        ending: rollout.identity.deleting.then_some(engine::Ending::Deleted),
         finalizer: rollout.identity.is_held(),
         revisions,
         services,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, ValidationDirective};
-use kube::core::DynamicObject;
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
@@ -282,6 +282,21 @@ pub async fn request_look(client: Client, repo: &Key) -> Result<(), WriteError> 
     let patch = json!({"metadata": {"annotations": {names::REQUESTED_AT: stamp}}});
     let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     match tokio::time::timeout(REQUEST_TIMEOUT, api.patch_metadata(&repo.name, &params, &Patch::Merge(patch))).await {
+        Err(_) => Err(WriteError::Timeout { what }),
+        Ok(Err(error)) => Err(sort(what, error)),
+        Ok(Ok(_)) => Ok(()),
+    }
+}
+
+/// Lets no pod of the operator's Deployment run, so that whoever asks for the lease next gets it. The one other write
+/// that needs no lease: it is how a lease is given up.
+pub async fn stand_down(client: Client, deployment: &Key) -> Result<(), WriteError> {
+    let what = format!("the scale of Deployment {deployment}");
+    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("apps", "v1", "Deployment"), "deployments");
+    let api: Api<DynamicObject> = Api::namespaced_with(client, &deployment.namespace, &resource);
+    let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
+    let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match tokio::time::timeout(REQUEST_TIMEOUT, api.patch_scale(&deployment.name, &params, &patch)).await {
         Err(_) => Err(WriteError::Timeout { what }),
         Ok(Err(error)) => Err(sort(what, error)),
         Ok(Ok(_)) => Ok(()),

@@ -48,6 +48,10 @@ pub struct OperatorArgs {
     /// Watch these namespaces only (comma-separated); all when absent.
     #[arg(long, env = "SLUICE_WATCH_NAMESPACES", value_delimiter = ',')]
     pub watch_namespaces: Vec<String>,
+    /// Hand back what every Rollout steers, and end: before the operator is uninstalled. The Deployment of this name is
+    /// scaled to 0 first, so that nobody else leads.
+    #[arg(long, value_name = "DEPLOYMENT")]
+    pub hand_back: Option<String>,
     /// Rollouts worked on at the same time.
     #[arg(long, default_value_t = 16)]
     pub concurrency: usize,

@@ -32,10 +32,10 @@ use crate::cluster::kinds::Kind;
 use crate::cluster::lease::{LeaderElection, Leadership, LeaseConfig, LeaseError};
 use crate::cluster::objects::Key;
 use crate::cluster::watch::{Observer, watch};
-use crate::cluster::write::{Writer, request_look};
+use crate::cluster::write::{WriteError, Writer, request_look, stand_down};
 use crate::git::{GitCache, GitError, check_executable};
 use crate::http::{Access, Limits, Readiness, ReadyHandle, Repositories, serve_health, serve_webhooks};
-use crate::telemetry::{Metrics, Shutdown};
+use crate::telemetry::{Metrics, Shutdown, ShutdownTrigger};
 
 /// Why the operator could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,9 @@ pub enum OperatorError {
     /// The lease cannot be contended for.
     #[error(transparent)]
     Lease(#[from] LeaseError),
+    /// The pods that lead cannot be stopped.
+    #[error(transparent)]
+    StandDown(#[from] WriteError),
     /// The cache of repositories cannot be had.
     #[error("the git cache: {0}")]
     Git(#[from] GitError),
@@ -64,6 +67,8 @@ pub enum OperatorError {
 
 /// How long the last transitions may take to reach git when the operator stops.
 const FLUSH: Duration = Duration::from_secs(8);
+/// How long handing everything back may take before the process ends anyway: Helm waits five minutes.
+const HAND_BACK_TAKES_AT_MOST: Duration = Duration::from_secs(270);
 /// The name of the lease in the operator's namespace.
 const LEASE: &str = "sluice-operator";
 
@@ -72,7 +77,8 @@ const LEASE: &str = "sluice-operator";
 /// # Errors
 /// When it cannot start; once it runs, troubles are retried and reported, not returned.
 pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
-    let shutdown = Shutdown::on_signals().map_err(|source| OperatorError::Io { what: "signals".to_owned(), source })?;
+    let (stop, shutdown) =
+        Shutdown::on_signals().map_err(|source| OperatorError::Io { what: "signals".to_owned(), source })?;
     let config = kube::Config::infer().await.map_err(|error| OperatorError::NoCluster(Box::new(error)))?;
     let client = client(config.clone()).map_err(|error| OperatorError::Client(Box::new(error)))?;
     let metrics = Metrics::new();
@@ -94,6 +100,10 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
     let trigger = SyncTrigger::new(syncs.clone());
     let health = listen(args.probe_address).await?;
     let metrics_listener = listen(args.metrics_address).await?;
+    let retiring = args.hand_back.is_some();
+    if let Some(deployment) = &args.hand_back {
+        stand_down(client.clone(), &Key::new(args.namespace.clone(), deployment.clone())).await?;
+    }
 
     let leadership = LeaderElection::start(config, &args.namespace, LEASE, &identity, LeaseConfig::default()).await?;
     let gate = Arc::new(leadership.clone());
@@ -236,6 +246,8 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
                 }
                 async move {
                     match (leads, ready) {
+                        // Nothing is applied any more.
+                        _ if retiring => queue::Outcome::Done,
                         // A standby asks no repository.
                         (false, _) => queue::Outcome::After(super::rollout::STANDBY),
                         (true, false) => queue::Outcome::After(Duration::from_millis(100)),
@@ -260,7 +272,11 @@ pub async fn run(args: OperatorArgs) -> Result<(), OperatorError> {
         events: events.clone(),
         metrics: metrics.clone(),
         now,
+        retiring,
     });
+    if retiring {
+        background.spawn(until_handed_back(Arc::clone(&index), readiness.clone(), leadership.clone(), stop.clone()));
+    }
     let work = {
         let readiness = readiness.clone();
         let controller = Arc::clone(&controller);
@@ -343,6 +359,35 @@ async fn follow_leadership(
         }
         leadership.changed().await;
     }
+}
+
+/// Ends the process when no Rollout steers anything any more, or when that has taken too long.
+async fn until_handed_back(index: Arc<Index>, readiness: Readiness, leadership: Leadership, stop: ShutdownTrigger) {
+    let begun = tokio::time::Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        tick.tick().await;
+        let rollouts = index.rollouts();
+        let held: Vec<String> = rollouts
+            .iter()
+            .filter(|rollout| rollout.identity.is_held())
+            .map(|rollout| rollout.identity.key().to_string())
+            .collect();
+        let knows = readiness.is_ready() && leadership.is_leader();
+        if knows && held.is_empty() {
+            tracing::info!(rollouts = rollouts.len(), "all is handed back");
+            break;
+        }
+        if begun.elapsed() >= HAND_BACK_TAKES_AT_MOST {
+            tracing::error!(
+                rollouts = held.join(", "),
+                leads = leadership.is_leader(),
+                "not all was handed back in time"
+            );
+            break;
+        }
+    }
+    stop.signal();
 }
 
 /// From what the watches see to who works on it.

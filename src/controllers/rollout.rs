@@ -21,7 +21,7 @@ use crate::cluster::objects::{Key, RolloutObject, Undecodable};
 use crate::cluster::observe::observe;
 use crate::cluster::write::{WriteError, Writer};
 use crate::engine::decide::decide;
-use crate::engine::{Effect, Snapshot, Turn};
+use crate::engine::{Effect, Ending, Snapshot, Turn};
 use crate::telemetry::Metrics;
 
 /// Turns taken for one Rollout before the others get theirs.
@@ -49,6 +49,8 @@ pub struct RolloutController {
     pub metrics: Metrics,
     /// The one clock.
     pub now: fn() -> DateTime<Utc>,
+    /// The operator is being uninstalled: every Rollout hands back what it steers.
+    pub retiring: bool,
 }
 
 impl RolloutController {
@@ -58,14 +60,17 @@ impl RolloutController {
             // Not leading, or not sure of it just now (a clock that jumped): nothing is lost by looking again.
             let Some(epoch) = (self.epoch)() else { return Outcome::After(STANDBY) };
             let Some(rollout) = self.index.rollout(key) else { return Outcome::Done };
-            if rollout.identity.deleting && !rollout.identity.is_held() {
-                // All is handed back; ReplicaSets and AnalysisRuns go with their owner.
+            if (rollout.identity.deleting || self.retiring) && !rollout.identity.is_held() {
+                // All is handed back; the ReplicaSets and AnalysisRuns of one that is deleted go with their owner.
                 return Outcome::Done;
             }
-            let snapshot = match observe(&self.index, &rollout, self.ledger.state(key), epoch) {
+            let mut snapshot = match observe(&self.index, &rollout, self.ledger.state(key), epoch) {
                 Ok(snapshot) => snapshot,
                 Err(trouble) => return self.unreadable(&rollout, &trouble, epoch).await,
             };
+            if self.retiring && snapshot.ending.is_none() {
+                snapshot.ending = Some(Ending::Uninstalled);
+            }
             let now = (self.now)();
             let result = match decide(&snapshot, now) {
                 Turn::Wait(wait) => {
@@ -179,7 +184,7 @@ impl RolloutController {
 
     /// Says in the status that the spec cannot be read, and touches nothing else.
     async fn unreadable(&self, rollout: &RolloutObject, trouble: &Undecodable, epoch: i64) -> Outcome {
-        if rollout.identity.deleting {
+        if rollout.identity.deleting || self.retiring {
             // What it steers cannot be known, and nobody waits for ever.
             self.events.not_handed_back(&rollout.identity, &trouble.to_string(), (self.now)());
             return match self.writer.set_finalizer(&rollout.identity, false).await {

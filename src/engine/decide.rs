@@ -10,7 +10,8 @@ use super::converge::{Convergence, Target, converge, facts, share_of_pods, split
 use super::plan::{Gate, Plan, Pods, Stage, plan};
 use super::recover::{denied, position};
 use super::{
-    AnalysisState, Effect, InterventionState, LedgerState, Problem, Snapshot, StrategyChange, Turn, Wait, WaitOn,
+    AnalysisState, Effect, Ending, InterventionState, LedgerState, Problem, Snapshot, StrategyChange, Turn, Wait,
+    WaitOn,
 };
 use crate::api::{
     Abort, AbortCause, AnalysisPhase, AnalysisReference, Condition, ConditionStatus, Conditions, Denied, Hold,
@@ -23,18 +24,18 @@ const REMEMBERED: usize = 20;
 const REMEMBERED_REVISIONS: usize = 10;
 /// How many transitions are kept of a Rollout that no DeployRepo records.
 const UNRECORDED: usize = 20;
-/// How long the deletion of a Rollout may take, and how much of that traffic has for its way back. It counts from when
-/// it was first seen, so an operator that was away shortens nothing.
-const DELETION_TAKES_AT_MOST: TimeDelta = TimeDelta::minutes(5);
-const WAY_BACK_TAKES_AT_MOST: TimeDelta = TimeDelta::minutes(4);
+/// How long handing back may take, and how much of that traffic has for its way back. It counts from when a deletion
+/// was first seen, so an operator that was away shortens nothing. Helm waits five minutes for an uninstallation.
+const END_TAKES_AT_MOST: TimeDelta = TimeDelta::minutes(4);
+const WAY_BACK_TAKES_AT_MOST: TimeDelta = TimeDelta::minutes(3);
 
 /// Decides what one turn does.
 pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
     if snapshot.status.epoch > snapshot.epoch {
         return wait(WaitOn::Spec, None, "another leader has taken over".to_owned());
     }
-    if snapshot.deleting && !snapshot.finalizer {
-        return wait(WaitOn::Nothing, None, "the Rollout goes".to_owned());
+    if snapshot.ending.is_some() && !snapshot.finalizer {
+        return wait(WaitOn::Nothing, None, "all is handed back".to_owned());
     }
     let mut problems = snapshot.problems.clone();
     let compiled = plan(&snapshot.spec);
@@ -52,7 +53,7 @@ pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
     decision.refresh();
     let (seen, weight) = (decision.next.seen.clone(), decision.next.weight);
     let turn = match (&snapshot.strategy_change, problems.first()) {
-        _ if snapshot.deleting => decision.end(),
+        _ if snapshot.ending.is_some() => decision.end(),
         (StrategyChange::Gone, _) => decision.adopt(),
         (StrategyChange::Leaving { asked }, _) => decision.leave(asked),
         (StrategyChange::None, Some(problem)) if !decision.may_go_back() => decision.stalled(problem),
@@ -75,7 +76,7 @@ pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
 
 /// Once it is deleted, nobody would hand back what it steers.
 fn unguarded(snapshot: &Snapshot) -> bool {
-    !snapshot.finalizer && !snapshot.deleting
+    !snapshot.finalizer && snapshot.ending.is_none()
 }
 
 /// Whether a fact that was so before is not so any more.
@@ -119,6 +120,10 @@ impl Decision<'_> {
     /// What is copied from the observation into the status.
     fn refresh(&mut self) {
         let snapshot = self.snapshot;
+        if snapshot.ending.is_none() {
+            // The operator was uninstalled, and is there again.
+            self.next.conditions.retain(|condition| condition.type_ != TERMINATING);
+        }
         self.next.epoch = snapshot.epoch;
         self.next.observed_generation = Some(snapshot.generation);
         self.next.revision.clone_from(&self.desired);
@@ -837,20 +842,20 @@ impl Decision<'_> {
 
     // === The end ===
 
-    /// The Rollout is being deleted. Its pods go with it, so whoever comes after it must find Services that select
-    /// their pods and routes that lead to them; and as long as it is there, traffic stays where it is served.
+    /// Nobody will steer any more. Whoever comes after must find Services that select their pods and routes that lead
+    /// to them; the pods of a Rollout that is deleted go with it. Until then traffic stays where it is served.
     fn end(mut self) -> Turn {
+        let Some(ending) = self.snapshot.ending else { return self.advance() };
         let Some(since) = self.snapshot.status.conditions.condition(TERMINATING).map(|it| it.last_transition_time)
         else {
-            return self.terminate();
+            return self.terminate(ending);
         };
         let since = since.min(self.now);
         let late = |length: TimeDelta| self.now - since >= length;
-        if late(DELETION_TAKES_AT_MOST) {
+        if late(END_TAKES_AT_MOST) {
             return Turn::Apply(Effect::RemoveFinalizer { unfinished: Some(self.snapshot.status.message.clone()) });
         }
-        let patience =
-            since + if late(WAY_BACK_TAKES_AT_MOST) { DELETION_TAKES_AT_MOST } else { WAY_BACK_TAKES_AT_MOST };
+        let patience = since + if late(WAY_BACK_TAKES_AT_MOST) { END_TAKES_AT_MOST } else { WAY_BACK_TAKES_AT_MOST };
         let step = match self.way_back().filter(|_| !late(WAY_BACK_TAKES_AT_MOST)) {
             Some(step) => step,
             None => match self.release_what_is_steered() {
@@ -862,19 +867,19 @@ impl Decision<'_> {
             Convergence::Do(effect) => Turn::Apply(effect),
             Convergence::Reached => Turn::Apply(Effect::RemoveFinalizer { unfinished: None }),
             Convergence::Hold(wait) => {
-                self.describe(Phase::Terminating, "Deleted", &format!("deleted; {}", wait.message));
+                self.describe(Phase::Terminating, ending.reason(), &format!("{ending}; {}", wait.message));
                 self.conclude_by(Convergence::Hold(wait), Some(patience))
             }
         }
     }
 
-    fn terminate(mut self) -> Turn {
+    fn terminate(mut self, ending: Ending) -> Turn {
         let stable = self.stable();
         let release = self.next.release.take();
         let about = release.as_ref().map(|release| release.revision.clone()).or(stable);
         let message = match self.in_flight() {
-            Some(release) => format!("the Rollout was deleted while revision {} was in flight", release.revision),
-            None => "the Rollout was deleted".to_owned(),
+            Some(release) => format!("{ending} while revision {} was in flight", release.revision),
+            None => ending.to_string(),
         };
         if about.is_none() && self.snapshot.status.has_no_position() {
             // The status was lost: traffic goes back to what can be known as stable. There is nothing to record.
@@ -883,12 +888,12 @@ impl Decision<'_> {
         if let Some(about) = about {
             let stage = release.as_ref().map_or(0, |release| release.stage);
             let weight = self.weight();
-            self.push(TransitionEvent::Deleted, &about, stage, (weight, 0), "Deleted", message.clone(), None);
+            self.push(TransitionEvent::HandedBack, &about, stage, (weight, 0), ending.reason(), message.clone(), None);
             if let (Some(transition), Some(release)) = (self.next.pending_log.last_mut(), release) {
                 transition.attempt = release.attempt;
             }
         }
-        self.describe(Phase::Terminating, "Deleted", &message);
+        self.describe(Phase::Terminating, ending.reason(), &message);
         self.advance()
     }
 

@@ -21,8 +21,8 @@ pub struct Snapshot {
     pub uid: String,
     /// The generation of the spec.
     pub generation: i64,
-    /// It is being deleted.
-    pub deleting: bool,
+    /// Why everything it steers is to be handed back, if so.
+    pub ending: Option<Ending>,
     /// It carries our finalizer ([`names::HAND_BACK`](crate::api::names::HAND_BACK)).
     pub finalizer: bool,
     /// What is wanted; with the strategy that moved traffic last while that one is left.
@@ -51,6 +51,34 @@ pub struct Snapshot {
     pub source_history: Option<SourceHistory>,
     /// The epoch of this leader.
     pub epoch: i64,
+}
+
+/// Why a Rollout hands back what it steers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It is being deleted.
+    Deleted,
+    /// The operator is being uninstalled.
+    Uninstalled,
+}
+
+impl Ending {
+    /// One word for conditions and for the log.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Deleted => "Deleted",
+            Self::Uninstalled => "Uninstalled",
+        }
+    }
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Deleted => "the Rollout was deleted",
+            Self::Uninstalled => "the operator is being uninstalled",
+        })
+    }
 }
 
 /// A strategy was edited so that other Services, other routes, or none, move the traffic.

@@ -128,7 +128,10 @@ impl StateFile {
     fn is_in_flight(&self) -> bool {
         !matches!(
             self.event,
-            TransitionEvent::Promoted | TransitionEvent::Aborted | TransitionEvent::Denied | TransitionEvent::Deleted
+            TransitionEvent::Promoted
+                | TransitionEvent::Aborted
+                | TransitionEvent::Denied
+                | TransitionEvent::HandedBack
         )
     }
 

@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::objects::{AfterHold, AnalysisRun, Answer, Pod, Write, Written};
 use super::world::World;
 use crate::api::{AnalysisPhase, ReleaseState, RolloutSpec, RolloutStatus, RouteKey};
-use crate::engine::InterventionState;
+use crate::engine::{Ending, InterventionState};
 
 impl World {
     /// When something happens next by itself. Samples that only confirm what is known are left out.
@@ -171,7 +171,7 @@ impl World {
 
     /// Somebody deletes the Rollout.
     pub fn delete(&mut self) {
-        self.deleting = true;
+        self.ending = Some(Ending::Deleted);
         self.collect_garbage();
         self.status_version += 1;
         self.outside("the Rollout is deleted".to_owned());

@@ -10,8 +10,8 @@ use crate::api::{
     Transition, TransitionEvent, weight,
 };
 use crate::engine::{
-    AnalysisState, Effect, InterventionState, LedgerState, Problem, RevisionState, RouteState, RuleState, ServiceState,
-    Snapshot, StrategyChange,
+    AnalysisState, Effect, Ending, InterventionState, LedgerState, Problem, RevisionState, RouteState, RuleState,
+    ServiceState, Snapshot, StrategyChange,
 };
 
 /// The kinds of objects that have versions.
@@ -29,8 +29,8 @@ pub struct World {
     pub spec: RolloutSpec,
     /// The generation of the spec.
     pub generation: i64,
-    /// Somebody asked for the Rollout to be deleted.
-    pub deleting: bool,
+    /// The Rollout is being deleted, or the operator uninstalled.
+    pub ending: Option<Ending>,
     /// It carries our finalizer.
     pub finalizer: bool,
     /// It is gone.
@@ -77,7 +77,7 @@ impl World {
         let mut world = Self {
             now,
             generation: 1,
-            deleting: false,
+            ending: None,
             finalizer: false,
             gone: false,
             status: RolloutStatus::default(),
@@ -129,7 +129,7 @@ impl World {
         let mut world = Self::new(snapshot.spec.clone(), now);
         world.identity = (snapshot.namespace.clone(), snapshot.name.clone(), snapshot.uid.clone());
         world.generation = snapshot.generation;
-        world.deleting = snapshot.deleting;
+        world.ending = snapshot.ending;
         world.finalizer = snapshot.finalizer;
         world.status = snapshot.status.clone();
         world.interventions.clone_from(&snapshot.interventions);
@@ -267,7 +267,7 @@ impl World {
             name,
             uid,
             generation: self.generation,
-            deleting: self.deleting,
+            ending: self.ending,
             finalizer: self.finalizer,
             spec,
             strategy_change,
@@ -420,7 +420,7 @@ impl World {
 
     /// A Rollout that is deleted and that nothing holds is gone, and what it owns goes with it.
     pub(super) fn collect_garbage(&mut self) {
-        if self.deleting && !self.finalizer {
+        if self.ending == Some(Ending::Deleted) && !self.finalizer {
             self.gone = true;
             self.replica_sets.clear();
             self.analyses.clear();

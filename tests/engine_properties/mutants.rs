@@ -234,10 +234,10 @@ impl Mutant {
                 wait.until = None;
                 Turn::Wait(wait)
             }
-            (Self::GoesAtOnce, _) if snapshot.deleting && snapshot.finalizer => {
+            (Self::GoesAtOnce, _) if snapshot.ending.is_some() && snapshot.finalizer => {
                 Turn::Apply(Effect::RemoveFinalizer { unfinished: None })
             }
-            (Self::ReleasesInTraffic, turn) if snapshot.deleting && snapshot.finalizer => {
+            (Self::ReleasesInTraffic, turn) if snapshot.ending.is_some() && snapshot.finalizer => {
                 let narrowed = snapshot.services.iter().find(|(_, state)| state.selects.is_some());
                 match narrowed {
                     Some((service, _)) => Turn::Apply(Effect::SelectEveryRevision { service: service.clone() }),

@@ -304,7 +304,7 @@ impl Observers {
     }
 
     fn shrink(&mut self, before: &World, revision: &str, after: &World) {
-        if self.deleted_at.is_some_and(|at| before.now - at >= TimeDelta::minutes(4)) {
+        if self.deleted_at.is_some_and(|at| before.now - at >= TimeDelta::minutes(3)) {
             // What was to be waited for was waited for; it goes now.
             return;
         }
@@ -343,7 +343,7 @@ impl Observers {
     /// while that can still be had in time.
     fn released(&mut self, before: &World, service: &str) {
         let Some(deleted_at) = self.deleted_at else { return };
-        let in_time = before.now - deleted_at < TimeDelta::minutes(4);
+        let in_time = before.now - deleted_at < TimeDelta::minutes(3);
         let Some(stable) = before.status.stable_revision.as_ref().filter(|_| in_time) else { return };
         let is_trial = |revision: &&String| *revision != stable && pods_ready(before, revision) > 0;
         if side_name(before, 0).as_deref() == Some(service)
@@ -408,7 +408,7 @@ impl Observers {
             }
             self.sequence = transition.sequence;
             let lost = transition.reason == "StatusLost";
-            let back = matches!(transition.event, TransitionEvent::Aborted | TransitionEvent::Deleted);
+            let back = matches!(transition.event, TransitionEvent::Aborted | TransitionEvent::HandedBack);
             if asked && !back && !lost {
                 self.fail(before, "S7", format!("{:?} although somebody asks for an abort", transition.event));
             }
@@ -497,7 +497,7 @@ impl Observers {
                     _ => self.fail(world, "S6", format!("{:?} of what is not open", transition.event)),
                 }
             }
-            TransitionEvent::Deleted => {
+            TransitionEvent::HandedBack => {
                 self.absorbed = true;
                 if let Some(open) = &mut self.open {
                     open.ended = true;

@@ -50,7 +50,7 @@ pub fn play_deleted(history: &History, mutant: Option<Mutant>, told: bool) -> Ru
         }
         run.happen(event);
     }
-    if !run.world.deleting {
+    if run.world.ending.is_none() {
         run.delete();
     }
     run.end();

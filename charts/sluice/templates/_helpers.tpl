@@ -134,3 +134,77 @@ seccompProfile: {type: RuntimeDefault}
   verbs: [get, create, patch, delete]
 {{- end }}
 {{- end }}
+
+{{/* A pod of the operator. With `handBack` it hands back what every Rollout steers, and ends. */}}
+{{- define "sluice.pod" -}}
+{{- $namespaces := include "sluice.namespaces" . | fromJsonArray -}}
+serviceAccountName: {{ include "sluice.serviceAccountName" . }}
+automountServiceAccountToken: true
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+securityContext: {{- include "sluice.podSecurityContext" . | nindent 2 }}
+terminationGracePeriodSeconds: 30
+containers:
+- name: operator
+  image: {{ include "sluice.image" . | quote }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  args:
+  - operator
+  - {{ printf "--cluster-name=%s" .Values.clusterName | quote }}
+  - --concurrency={{ .Values.concurrency }}
+  {{- if $namespaces }}
+  - --watch-namespaces={{ join "," $namespaces }}
+  {{- end }}
+  {{- if .handBack }}
+  - --hand-back={{ include "sluice.fullname" . }}
+  {{- end }}
+  {{- range .Values.extraArgs }}
+  - {{ . | quote }}
+  {{- end }}
+  env:
+  - name: POD_NAMESPACE
+    valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+  - name: POD_NAME
+    valueFrom: {fieldRef: {fieldPath: metadata.name}}
+  - name: SLUICE_LOG
+    value: {{ .Values.logLevel | quote }}
+  {{- with .Values.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  ports:
+  - {name: metrics, containerPort: 8080, protocol: TCP}
+  - {name: probes, containerPort: 8081, protocol: TCP}
+  - {name: webhook, containerPort: 9292, protocol: TCP}
+  livenessProbe:
+    httpGet: {path: /healthz, port: probes}
+    periodSeconds: 10
+    timeoutSeconds: 5
+  # Ready means that every cache has seen its whole list.
+  readinessProbe:
+    httpGet: {path: /readyz, port: probes}
+    periodSeconds: 2
+    timeoutSeconds: 2
+  resources: {{- toYaml .Values.resources | nindent 4 }}
+  securityContext: {{- include "sluice.securityContext" . | nindent 4 }}
+  volumeMounts:
+  - {name: cache, mountPath: /var/cache/sluice}
+  - {name: tmp, mountPath: /tmp}
+volumes:
+- name: cache
+  emptyDir: {sizeLimit: {{ .Values.cache.sizeLimit }}}
+- name: tmp
+  emptyDir: {sizeLimit: 64Mi}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}

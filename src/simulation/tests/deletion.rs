@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::api::{Phase, ReleaseState};
-use crate::engine::Effect;
+use crate::engine::{Effect, Ending};
 
 const OLD: &str = "i:1";
 const NEW: &str = "i:2";
@@ -110,8 +110,8 @@ fn at_rest_the_services_are_released_and_the_log_gets_its_last_entry() {
         assert_handed_back(&world);
         assert_eq!(unfinished(&effects), None);
         let last = world.recorded.last().unwrap();
-        assert_eq!((last.event, last.reason.as_str()), (Event::Deleted, "Deleted"));
-        assert_eq!(events(&world).iter().filter(|event| **event == Event::Deleted).count(), 1);
+        assert_eq!((last.event, last.reason.as_str()), (Event::HandedBack, "Deleted"));
+        assert_eq!(events(&world).iter().filter(|event| **event == Event::HandedBack).count(), 1);
     }
 }
 
@@ -126,7 +126,7 @@ fn a_canary_in_flight_goes_back_first() {
     let released = position(|effect| matches!(effect, Effect::SelectEveryRevision { .. }));
     assert!(back < shrunk && shrunk < released, "{effects:?}");
     let last = world.recorded.last().unwrap();
-    assert_eq!((last.event, last.weight_from, last.weight_to), (Event::Deleted, 60, 0));
+    assert_eq!((last.event, last.weight_from, last.weight_to), (Event::HandedBack, 60, 0));
     assert!(last.message.contains("in flight"), "{}", last.message);
     assert_eq!(world.status.phase, Phase::Terminating);
     assert_eq!(world.status.release, None);
@@ -194,7 +194,7 @@ fn a_gateway_that_accepts_nothing_is_waited_for_a_bounded_time() {
     let effects = delete(&mut world);
     // All was written; that the gateway never took it is not for the Rollout to wait out.
     assert_handed_back(&world);
-    assert!(world.now - at < TimeDelta::minutes(6), "{}", world.now - at);
+    assert!(world.now - at < TimeDelta::minutes(5), "{}", world.now - at);
     assert_eq!(unfinished(&effects), None);
 }
 
@@ -216,7 +216,7 @@ fn a_log_that_is_away_is_waited_for_a_bounded_time_and_it_is_said() {
     world.let_ledger_be_away(false);
     world.run(TimeDelta::minutes(1));
     assert!(world.gone);
-    assert_eq!(world.recorded.last().unwrap().event, Event::Deleted);
+    assert_eq!(world.recorded.last().unwrap().event, Event::HandedBack);
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn a_write_that_is_refused_does_not_tell_of_the_deletion_twice() {
     // As the controller does when the API server refuses an effect.
     world.status.phase = Phase::Stalled;
     delete(&mut world);
-    assert_eq!(events(&world).iter().filter(|event| **event == Event::Deleted).count(), 1);
+    assert_eq!(events(&world).iter().filter(|event| **event == Event::HandedBack).count(), 1);
 }
 
 #[test]
@@ -261,7 +261,29 @@ fn a_status_that_is_lost_meanwhile_keeps_nothing_from_going_back() {
     let released = effects.iter().position(|effect| matches!(effect, Effect::SelectEveryRevision { .. }));
     assert!(back < released, "{effects:?}");
     assert_handed_back(&world);
-    assert_eq!(events(&world).iter().filter(|event| **event == Event::Deleted).count(), 1);
+    assert_eq!(events(&world).iter().filter(|event| **event == Event::HandedBack).count(), 1);
+}
+
+#[test]
+fn when_the_operator_is_uninstalled_pods_stay_and_it_goes_on_when_it_is_back() {
+    let mut world = at_60();
+    let desired = world.status.revision.clone();
+    world.ending = Some(Ending::Uninstalled);
+    world.run(TimeDelta::minutes(10));
+    assert!(!world.finalizer && !world.gone);
+    assert_handed_back(&world);
+    let stable = world.status.stable_revision.clone().unwrap();
+    assert_eq!((ready(&world, &stable), ready(&world, &desired)), (5, 0), "stable serves");
+    assert_eq!(world.recorded.last().unwrap().reason, "Uninstalled");
+    assert!(world.status.message.contains("the operator is being uninstalled"), "{}", world.status.message);
+    // It is installed again: what git asks for begins again, by its steps.
+    world.ending = None;
+    let ended = world.run(TimeDelta::hours(1));
+    assert!(matches!(&ended, Ended::Waits(wait) if wait.on == WaitOn::Nothing), "{ended:?}");
+    assert!(world.finalizer);
+    assert_eq!(world.status.stable_revision, Some(desired));
+    assert!(world.status.conditions.iter().all(|condition| condition.type_ != "Terminating"));
+    assert_eq!(world.services["web-stable"].selects, world.status.stable_revision);
 }
 
 #[test]
