@@ -42,7 +42,7 @@ fn every_reason_has_a_cause_and_a_cure() {
     signs.push("self.hold(");
     reasons.extend(quoted_after("src/engine/decide.rs", &signs));
     reasons.extend(quoted_after("src/engine/plan.rs", &["reason:"]));
-    reasons.extend(quoted_after("src/cluster/observe.rs", &["reason:"]));
+    reasons.extend(quoted_after("src/cluster/observe.rs", &["reason:", "Some(problem("]));
     reasons.extend(quoted_after("src/git/error.rs", &["} =>", "NotLeading =>"]));
     let sync = ["reason:", "stalled(", "passing(", "if forbidden {", "if only_place {", "} else {", "{ .. } =>"];
     reasons.extend(quoted_after("src/controllers/deploy_repo.rs", &sync));

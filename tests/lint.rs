@@ -177,7 +177,6 @@ fn what_is_brought_along_from_other_tools_is_told_field_by_field() {
             "spec.strategy.canary.steps[5]: a step holds exactly one of setWeight, setCanaryScale, setHeaderRoute, pause and analysis",
             "spec.strategy.type: there is no such field",
             "spec.template.spec.containers[0].readinesProbe: there is no such field; did you mean readinessProbe?",
-            "spec.workloadRef: there is no such field",
             "spec.args[0].value: invalid type: floating point `0.95`, expected a string",
             "spec.metrics[0].failureLimit: must be a whole number, and is the text \"3\"",
             "spec.metrics[0].provider.prometheus.address: there is no such field",

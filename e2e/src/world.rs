@@ -133,7 +133,8 @@ impl World {
         Ok(world)
     }
 
-    async fn install(&self) -> Result<()> {
+    /// Installs the operator by its chart, or again.
+    pub async fn install(&self) -> Result<()> {
         let (repository, tag) = self.images.operator.rsplit_once(':').context("the image has no tag")?;
         self.helm()?
             .args(["upgrade", "--install", "sluice"])

@@ -40,13 +40,16 @@ use super::{Duration, HeaderRoute, PodCount, PodTemplate, RolloutStatus, RouteKe
 #[kube(validation = ("self.metadata.name.size() <= 46", "metadata.name: at most 46 letters, so that the names of ReplicaSets and pods fit"))]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.template.metadata) && has(self.template.metadata.labels) && self.selector.matchLabels.all(key, key in self.template.metadata.labels && self.template.metadata.labels[key] == self.selector.matchLabels[key])")
+    validation = Rule::new("has(self.template) != has(self.workloadRef)")
+        .message("name exactly one of template and workloadRef")
+        .field_path(".template"),
+    validation = Rule::new("!has(self.template) || has(self.template.metadata) && has(self.template.metadata.labels) && self.selector.matchLabels.all(key, key in self.template.metadata.labels && self.template.metadata.labels[key] == self.selector.matchLabels[key])")
         .message("must carry every label of spec.selector.matchLabels")
         .field_path(".template.metadata.labels"),
-    validation = Rule::new("!(has(self.template.metadata) && has(self.template.metadata.labels)) || ['sluice.dev/revision', 'sluice.dev/rollout'].all(key, !(key in self.template.metadata.labels))")
+    validation = Rule::new("!has(self.template) || !(has(self.template.metadata) && has(self.template.metadata.labels)) || ['sluice.dev/revision', 'sluice.dev/rollout'].all(key, !(key in self.template.metadata.labels))")
         .message("sluice.dev/revision and sluice.dev/rollout are set by the operator; remove them")
         .field_path(".template.metadata.labels"),
-    validation = Rule::new("has(self.template.spec) && self.template.spec.containers.size() > 0")
+    validation = Rule::new("!has(self.template) || has(self.template.spec) && self.template.spec.containers.size() > 0")
         .message("name at least one container")
         .field_path(".template.spec"),
 )]
@@ -57,8 +60,12 @@ pub struct RolloutSpec {
     pub replicas: Option<i32>,
     /// Which pods are this Rollout's. Cannot be changed.
     pub selector: Selector,
-    /// The pods.
+    /// The pods. Either this or `workloadRef`.
+    #[serde(default, skip_serializing_if = "PodTemplate::is_absent")]
     pub template: PodTemplate,
+    /// The workload whose template the pods are made by. Either this or `template`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload_ref: Option<WorkloadRef>,
     /// Seconds a pod must be ready before it counts; 0 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
@@ -82,6 +89,21 @@ pub struct RolloutSpec {
     pub paused: bool,
     /// How a new version takes over.
     pub strategy: Strategy,
+}
+
+/// A workload that keeps the pod template, so that whoever edits it need not know of the Rollout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadRef {
+    /// `apps/v1`.
+    #[schemars(extend("enum" = ["apps/v1"]))]
+    pub api_version: String,
+    /// `Deployment`: of it alone the pods can be taken over one by one and be handed back.
+    #[schemars(extend("enum" = ["Deployment"]))]
+    pub kind: String,
+    /// Its name, in the Rollout's namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
 }
 
 /// Which revisions are known well enough to need no steps, no pauses and no analysis when they come back.
@@ -457,11 +479,14 @@ pub struct References {
     pub routes: Vec<RouteKey>,
     /// The templates of every analysis.
     pub analysis_templates: Vec<AnalysisTemplateReference>,
+    /// The Deployment that keeps the pod template.
+    pub workload: Option<String>,
 }
 
 impl RolloutSpec {
-    /// What the strategy names.
+    /// What it names.
     pub fn references(&self) -> References {
+        let workload = self.workload_ref.as_ref().map(|workload| workload.name.clone());
         if let Some(canary) = &self.strategy.canary {
             let background = canary.analysis.iter().map(|background| &background.analysis);
             let analyses = background.chain(canary.steps.iter().filter_map(|step| step.analysis.as_ref()));
@@ -470,15 +495,19 @@ impl RolloutSpec {
                 canary_service: canary.canary_service.clone(),
                 routes: canary.routes().map(|(_, route)| route).collect(),
                 analysis_templates: analyses.flat_map(|analysis| analysis.templates.iter().cloned()).collect(),
+                workload,
             };
         }
-        let Some(blue_green) = &self.strategy.blue_green else { return References::default() };
+        let Some(blue_green) = &self.strategy.blue_green else {
+            return References { workload, ..References::default() };
+        };
         let analyses = blue_green.pre_promotion_analysis.iter().chain(&blue_green.post_promotion_analysis);
         References {
             stable_service: Some(blue_green.active_service.clone()),
             canary_service: blue_green.preview_service.clone(),
             routes: Vec::new(),
             analysis_templates: analyses.flat_map(|analysis| analysis.templates.iter().cloned()).collect(),
+            workload,
         }
     }
 

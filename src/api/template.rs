@@ -28,6 +28,11 @@ impl PodTemplate {
         self.hash_v1().chars().take(names::REVISION_LENGTH).collect()
     }
 
+    /// There is none: it is kept elsewhere.
+    pub fn is_absent(&self) -> bool {
+        self.0.is_null()
+    }
+
     /// The labels of the pods.
     pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
         let labels = self.0.pointer("/metadata/labels").and_then(Value::as_object);

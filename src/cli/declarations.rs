@@ -353,6 +353,15 @@ pub fn declared<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Res
     for manifest in &manifests {
         found.add(manifest, &schemas, &mut seen);
     }
+    for declaration in &mut found.rollouts {
+        // A workload that keeps the template may stand behind its Rollout, or in another file.
+        if let Some(rollout) = found.index.rollout(&declaration.rollout.identity.key())
+            && let Ok(spec) = &rollout.spec
+        {
+            declaration.spec = spec.clone();
+            declaration.rollout = rollout;
+        }
+    }
     for fault in found.errors.iter_mut().chain(&mut found.foreign) {
         rename_standard_input(&mut fault.origin);
     }

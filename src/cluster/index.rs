@@ -10,8 +10,8 @@ use kube::core::{ApiResource, DynamicObject};
 
 use super::kinds::Kind;
 use super::objects::{
-    AnalysisRunObject, DeployRepoObject, EndpointSliceObject, Identity, InterventionObject, Key, ReplicaSetObject,
-    RolloutObject, RouteObject, ServiceObject, Undecodable, decode,
+    AnalysisRunObject, DeployRepoObject, DeploymentObject, EndpointSliceObject, Identity, InterventionObject, Key,
+    ReplicaSetObject, RolloutObject, RouteObject, ServiceObject, Undecodable, decode,
 };
 use crate::api::{
     AnalysisTemplateSpec, ClusterAnalysisTemplateSpec, ClusterMetricProviderSpec, MetricProviderSpec, RolloutSpec,
@@ -32,6 +32,7 @@ pub struct SpecObject<Spec> {
 struct Shelves {
     rollouts: Shelf<RolloutObject>,
     replica_sets: Shelf<ReplicaSetObject>,
+    deployments: Shelf<DeploymentObject>,
     services: Shelf<ServiceObject>,
     endpoint_slices: Shelf<EndpointSliceObject>,
     routes: BTreeMap<RouteKind, Shelf<RouteObject>>,
@@ -104,7 +105,7 @@ impl Index {
         self.read(|shelves| shelves.keys(kind))
     }
 
-    /// A Rollout.
+    /// A Rollout; one with a `workloadRef` has the template that the workload has now, if that is there.
     pub fn rollout(&self, key: &Key) -> Option<Arc<RolloutObject>> {
         self.read(|shelves| shelves.rollouts.0.get(key).cloned())
     }
@@ -112,6 +113,11 @@ impl Index {
     /// A Service.
     pub fn service(&self, key: &Key) -> Option<Arc<ServiceObject>> {
         self.read(|shelves| shelves.services.0.get(key).cloned())
+    }
+
+    /// A Deployment.
+    pub fn deployment(&self, key: &Key) -> Option<Arc<DeploymentObject>> {
+        self.read(|shelves| shelves.deployments.0.get(key).cloned())
     }
 
     /// A route.
@@ -241,11 +247,18 @@ impl Shelves {
                 let left = asked.and_then(|spec| rollout.status.as_ref()?.leaves(spec));
                 self.set_references(&key, asked.into_iter().chain(&left));
                 self.rollouts.put(&key, rollout);
+                self.fill_template(&key);
             }
             Kind::ReplicaSet => {
                 let set = ReplicaSetObject::of(object);
                 self.join(kind, Key::new(key.namespace.clone(), set.rollout.clone()), &key);
                 self.replica_sets.put(&key, set);
+            }
+            Kind::Deployment => {
+                self.deployments.put(&key, DeploymentObject::of(object));
+                for rollout in &concerned {
+                    self.fill_template(rollout);
+                }
             }
             Kind::Service => self.services.put(&key, ServiceObject::of(object)),
             Kind::EndpointSlice => {
@@ -288,6 +301,12 @@ impl Shelves {
                 self.rollouts.0.remove(key);
             }
             Kind::ReplicaSet => self.replica_sets.0.remove(key).map_or((), drop),
+            Kind::Deployment => {
+                self.deployments.0.remove(key);
+                for rollout in self.concerned(kind, key) {
+                    self.fill_template(&rollout);
+                }
+            }
             Kind::Service => self.services.0.remove(key).map_or((), drop),
             Kind::EndpointSlice => self.endpoint_slices.0.remove(key).map_or((), drop),
             Kind::Route(route) => self.routes.entry(route).or_default().0.remove(key).map_or((), drop),
@@ -311,6 +330,7 @@ impl Shelves {
         match kind {
             Kind::Rollout => self.rollouts.keys(),
             Kind::ReplicaSet => self.replica_sets.keys(),
+            Kind::Deployment => self.deployments.keys(),
             Kind::Service => self.services.keys(),
             Kind::EndpointSlice => self.endpoint_slices.keys(),
             Kind::Route(route) => self.routes.get(&route).map(Shelf::keys).unwrap_or_default(),
@@ -328,6 +348,7 @@ impl Shelves {
         match kind {
             Kind::Rollout => self.rollouts.0.get(key).map(|object| &object.identity),
             Kind::ReplicaSet => self.replica_sets.0.get(key).map(|object| &object.identity),
+            Kind::Deployment => self.deployments.0.get(key).map(|object| &object.identity),
             Kind::Service => self.services.0.get(key).map(|object| &object.identity),
             Kind::EndpointSlice => self.endpoint_slices.0.get(key).map(|object| &object.identity),
             Kind::Route(route) => self.routes.get(&route)?.0.get(key).map(|object| &object.identity),
@@ -367,9 +388,11 @@ impl Shelves {
                 let spec = self.interventions.0.get(key).and_then(|word| word.spec.as_ref().ok());
                 spec.map(|spec| of(&spec.rollout)).into_iter().collect()
             }
-            Kind::Service | Kind::Route(_) | Kind::AnalysisTemplate | Kind::ClusterAnalysisTemplate => {
-                referred(kind, key)
-            }
+            Kind::Deployment
+            | Kind::Service
+            | Kind::Route(_)
+            | Kind::AnalysisTemplate
+            | Kind::ClusterAnalysisTemplate => referred(kind, key),
             // Rare, and a Rollout names its providers only through its templates: look at all that judge.
             Kind::MetricProvider | Kind::ClusterMetricProvider => self
                 .rollouts
@@ -399,6 +422,9 @@ impl Shelves {
         let mut list = Vec::new();
         let within = |name: &str| Key::new(rollout.namespace.clone(), name);
         for named in specs.into_iter().map(RolloutSpec::references) {
+            if let Some(workload) = &named.workload {
+                list.push((Kind::Deployment, within(workload)));
+            }
             for service in named.stable_service.iter().chain(&named.canary_service) {
                 list.push((Kind::Service, within(service)));
             }
@@ -419,6 +445,19 @@ impl Shelves {
         if !list.is_empty() {
             self.references.insert(rollout.clone(), list);
         }
+    }
+
+    /// Gives a Rollout that has a `workloadRef` the workload's template, or none while that is not there.
+    fn fill_template(&mut self, rollout: &Key) {
+        let Some(known) = self.rollouts.0.get(rollout) else { return };
+        let Some(workload) = known.spec.as_ref().ok().and_then(|spec| spec.workload_ref.as_ref()) else { return };
+        let workload = self.deployments.0.get(&Key::new(rollout.namespace.clone(), &workload.name));
+        let template = workload.map(|workload| workload.template.clone()).unwrap_or_default();
+        let mut filled = RolloutObject::clone(known);
+        if let Ok(spec) = &mut filled.spec {
+            spec.template = template;
+        }
+        self.rollouts.put(rollout, filled);
     }
 
     fn join(&mut self, kind: Kind, group: Key, member: &Key) {
@@ -447,7 +486,7 @@ fn spec_of<Spec: serde::de::DeserializeOwned>(object: &DynamicObject) -> SpecObj
 
 /// Only one Rollout at a time may steer one of these.
 fn is_claimed(kind: Kind) -> bool {
-    matches!(kind, Kind::Service | Kind::Route(_))
+    matches!(kind, Kind::Deployment | Kind::Service | Kind::Route(_))
 }
 
 /// Resource versions are opaque by contract; where both are numbers (every API server with etcd) they grow,

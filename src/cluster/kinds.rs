@@ -11,6 +11,8 @@ pub enum Kind {
     Rollout,
     /// `apps` ReplicaSet, ours only.
     ReplicaSet,
+    /// `apps` Deployment.
+    Deployment,
     /// Core Service.
     Service,
     /// `discovery.k8s.io` EndpointSlice.
@@ -35,9 +37,10 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Rollout,
         Self::ReplicaSet,
+        Self::Deployment,
         Self::Service,
         Self::EndpointSlice,
         Self::Route(RouteKind::Http),
@@ -109,6 +112,7 @@ impl Kind {
         match self {
             Self::Rollout => (GROUP, VERSION, "Rollout", "rollouts"),
             Self::ReplicaSet => ("apps", "v1", "ReplicaSet", "replicasets"),
+            Self::Deployment => ("apps", "v1", "Deployment", "deployments"),
             Self::Service => ("", "v1", "Service", "services"),
             Self::EndpointSlice => ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
             Self::Route(kind) => (ROUTE_GROUP, "v1", kind.name(), kind.plural()),

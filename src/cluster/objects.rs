@@ -223,6 +223,44 @@ impl ReplicaSetObject {
     }
 }
 
+/// A Deployment that a Rollout may take its template from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeploymentObject {
+    /// What every object has.
+    pub identity: Identity,
+    /// Pods asked for.
+    pub replicas: i32,
+    /// Pods that exist.
+    pub current: i32,
+    /// Pods that are ready.
+    pub ready: i32,
+    /// The pod template.
+    pub template: PodTemplate,
+}
+
+impl DeploymentObject {
+    /// Reads a Deployment.
+    pub fn of(object: &DynamicObject) -> Self {
+        let count = |pointer: &str| {
+            let number = object.data.pointer(pointer).and_then(Value::as_i64);
+            number.and_then(|number| i32::try_from(number).ok())
+        };
+        let mut template = object.data.pointer("/spec/template").cloned().unwrap_or_default();
+        if let Some(metadata) = template.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+            // The API server writes this null into every template; it is no part of any declaration.
+            metadata.retain(|_, value| !value.is_null());
+        }
+        Self {
+            identity: Identity::of(object),
+            // Absent means one (the API's own rule), and the API server always writes it.
+            replicas: count("/spec/replicas").unwrap_or(1),
+            current: count("/status/replicas").unwrap_or_default(),
+            ready: count("/status/readyReplicas").unwrap_or_default(),
+            template: PodTemplate(template),
+        }
+    }
+}
+
 /// A Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceObject {

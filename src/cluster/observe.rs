@@ -25,9 +25,15 @@ pub type Observation = Result<Snapshot, Undecodable>;
 
 /// Looks at one Rollout.
 pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoch: i64) -> Observation {
-    let asked = rollout.spec.clone()?;
+    let mut asked = rollout.spec.clone()?;
     let key = rollout.identity.key();
     let status = rollout.status.clone().unwrap_or_default();
+    let revisions = observe_revisions(index, rollout);
+    let unfit = workload_problem(index, &key, &asked);
+    if unfit.is_some() {
+        // What cannot be had is no new version.
+        asked.template = revisions.get(&status.revision).map(|known| known.template.clone()).unwrap_or_default();
+    }
     let look = |spec: RolloutSpec| {
         let mut problems = Vec::new();
         let named = spec.references();
@@ -42,7 +48,7 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         Some(_) => (StrategyChange::Gone, look(asked)),
     };
     let (spec, services, routes, found) = seen;
-    let mut problems = Vec::new();
+    let mut problems = Vec::from_iter(unfit);
     if key.name.len() > names::MAX_ROLLOUT_NAME {
         problems.push(Problem {
             reason: "NameTooLong".to_owned(),
@@ -54,8 +60,10 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         });
     }
     problems.extend(found);
-    let revisions = observe_revisions(index, rollout);
     problems.extend(analysis_problems(index, rollout, &spec));
+    // A new version is asked for where its template stands.
+    let workload = spec.workload_ref.as_ref().and_then(|it| index.deployment(&Key::new(&*key.namespace, &*it.name)));
+    let source = workload.as_ref().map_or(&rollout.identity, |workload| &workload.identity);
     Ok(Snapshot {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
@@ -69,14 +77,42 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         analyses: observe_analyses(index, rollout),
         interventions: observe_interventions(index, &key, &status),
         ledger,
-        source_commit: rollout.identity.annotations.get(names::SOURCE_COMMIT).cloned(),
-        source_history: rollout.identity.annotations.get(names::SOURCE_HISTORY).and_then(|text| text.parse().ok()),
+        source_commit: source.annotations.get(names::SOURCE_COMMIT).cloned(),
+        source_history: source.annotations.get(names::SOURCE_HISTORY).and_then(|text| text.parse().ok()),
         epoch,
         spec,
         strategy_change,
         status,
         problems,
     })
+}
+
+/// Why no template can be had of the workload that a Rollout names.
+fn workload_problem(index: &Index, key: &Key, spec: &RolloutSpec) -> Option<Problem> {
+    let workload = spec.workload_ref.as_ref()?;
+    let workload_key = Key::new(key.namespace.clone(), workload.name.clone());
+    let problem = |reason: &str, message: String| Problem {
+        reason: reason.to_owned(),
+        field: Some("spec.workloadRef.name".to_owned()),
+        message,
+    };
+    let Some(seen) = index.deployment(&workload_key) else {
+        let message = format!("Deployment {workload_key} does not exist; create it, or mend the name");
+        return Some(problem("WorkloadNotFound", message));
+    };
+    if let Some(claimant) = index.claimants(Kind::Deployment, &workload_key).first().filter(|first| *first != key) {
+        let message = format!(
+            "Deployment {workload_key} is already the workload of Rollout {claimant}; give each Rollout a workload of its own"
+        );
+        return Some(problem("WorkloadClaimed", message));
+    }
+    let labels: BTreeMap<&str, &str> = seen.template.labels().collect();
+    let lacks = |(label, value): &(&String, &String)| labels.get(label.as_str()) != Some(&value.as_str());
+    let (label, value) = spec.selector.match_labels.iter().find(lacks)?;
+    let message = format!(
+        "the pods of Deployment {workload_key} do not carry {label}={value} of spec.selector.matchLabels; let them be the same"
+    );
+    Some(problem("WorkloadSelectorMismatch", message))
 }
 
 fn observe_revisions(index: &Index, rollout: &RolloutObject) -> BTreeMap<String, RevisionState> {
@@ -138,6 +174,7 @@ fn observe_services(
         let stranger = service.selector.iter().find(|(label, value)| {
             *label != names::REVISION && pod_labels.get(label.as_str()) != Some(&value.as_str())
         });
+        let stranger = stranger.filter(|_| !spec.template.is_absent());
         if service.selector.is_empty() || stranger.is_some() {
             let detail = stranger.map_or_else(
                 || "has no selector".to_owned(),
@@ -412,7 +449,9 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::api::{PodTemplate, Release, ReleaseState, RouteKind, SourceHistory, TransitionEvent};
+    use chrono::Utc;
+
+    use crate::api::{Phase, PodTemplate, Release, ReleaseState, RouteKind, SourceHistory, TransitionEvent};
     use crate::engine::Turn;
     use crate::engine::decide::decide;
 
@@ -539,6 +578,95 @@ mod tests {
         let (reason, _, message) = problem(&index);
         assert_eq!(reason, "MetricProviderNotFound");
         assert!(message.contains("ClusterMetricProvider prom"), "{message}");
+    }
+
+    fn deployment(version: &str, image: &str, labels: Value) -> Value {
+        json!({"metadata": {"name": "shop", "uid": "shop", "resourceVersion": version,
+                "annotations": {"sluice.dev/source-commit": image}},
+            "spec": {"replicas": 3, "template": {"metadata": {"creationTimestamp": null, "labels": labels},
+                "spec": {"containers": [{"name": "c", "image": image}]}}}})
+    }
+
+    /// `web` takes its template from Deployment `shop`.
+    fn with_workload(index: &Index) {
+        let mut web = rollout("web", "2026-01-01T00:00:00Z");
+        web["metadata"]["resourceVersion"] = json!("2");
+        web["spec"].as_object_mut().unwrap().remove("template");
+        web["spec"]["workloadRef"] = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "shop"});
+        put(index, Kind::Rollout, web);
+    }
+
+    #[test]
+    fn a_workload_keeps_the_template_whichever_of_the_two_comes_first() {
+        let index = whole();
+        with_workload(&index);
+        let (reason, field, _) = problem(&index);
+        assert_eq!((reason.as_str(), field.as_str()), ("WorkloadNotFound", "spec.workloadRef.name"));
+        put(&index, Kind::Deployment, deployment("3", "i:1", json!({"app": "web"})));
+        let snapshot = look(&index, "web");
+        assert_eq!(snapshot.problems, []);
+        let inline =
+            json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+        assert_eq!(snapshot.spec.template.revision(), PodTemplate(inline).revision(), "no matter where it stands");
+        assert_eq!(snapshot.source_commit.as_deref(), Some("i:1"), "the commit that changed the template");
+        put(&index, Kind::Deployment, deployment("4", "i:2", json!({"app": "web"})));
+        let next = look(&index, "web");
+        assert_ne!(next.spec.template.revision(), snapshot.spec.template.revision());
+        // The Rollout is written again (its status, say): it keeps the template.
+        with_workload(&index);
+        assert_eq!(look(&index, "web").spec.template, next.spec.template);
+    }
+
+    #[test]
+    fn a_workload_that_does_not_fit_or_goes_is_no_new_version() {
+        let index = whole();
+        with_workload(&index);
+        put(&index, Kind::Deployment, deployment("3", "i:1", json!({"app": "other"})));
+        let (reason, _, message) = problem(&index);
+        assert_eq!(reason, "WorkloadSelectorMismatch");
+        assert!(message.contains("app=web"), "{message}");
+        put(&index, Kind::Deployment, deployment("4", "i:1", json!({"app": "web"})));
+        let revision = look(&index, "web").spec.template.revision();
+        let template = look(&index, "web").spec.template.0;
+        put(
+            &index,
+            Kind::ReplicaSet,
+            json!({"metadata": {"name": format!("web-{revision}"), "uid": "set", "resourceVersion": "1",
+                "labels": {"sluice.dev/rollout": "web", "sluice.dev/revision": revision},
+                "ownerReferences": [{"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "name": "web", "uid": "web", "controller": true}]},
+                "spec": {"replicas": 1, "template": template}}),
+        );
+        let mut web = rollout("web", "2026-01-01T00:00:00Z");
+        web["metadata"]["resourceVersion"] = json!("5");
+        web["spec"].as_object_mut().unwrap().remove("template");
+        web["spec"]["workloadRef"] = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "shop"});
+        web["status"] = json!({"revision": revision, "stableRevision": revision});
+        put(&index, Kind::Rollout, web);
+        index.remove(Kind::Deployment, &Key::new("shop", "shop"), "shop");
+        let snapshot = look(&index, "web");
+        assert_eq!(snapshot.problems[0].reason, "WorkloadNotFound");
+        assert_eq!(snapshot.spec.template.revision(), revision);
+        let Turn::Advance(status) = decide(&Snapshot { finalizer: true, ..snapshot }, Utc::now()) else {
+            panic!("it is said")
+        };
+        assert_eq!((status.phase, status.revision), (Phase::Stalled, revision));
+        assert!(status.pending_log.is_empty(), "{:?}", status.pending_log);
+    }
+
+    #[test]
+    fn a_workload_has_one_rollout() {
+        let index = whole();
+        put(&index, Kind::Deployment, deployment("3", "i:1", json!({"app": "web"})));
+        let mut older = rollout("older", "2025-01-01T00:00:00Z");
+        older["spec"].as_object_mut().unwrap().remove("template");
+        older["spec"]["workloadRef"] = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "shop"});
+        older["spec"]["strategy"] = json!({"canary": {}});
+        put(&index, Kind::Rollout, older);
+        with_workload(&index);
+        let (reason, _, message) = problem(&index);
+        assert_eq!(reason, "WorkloadClaimed");
+        assert!(message.contains("shop/older"), "{message}");
+        assert_eq!(look(&index, "older").problems, []);
     }
 
     #[test]

@@ -103,6 +103,10 @@ seccompProfile: {type: RuntimeDefault}
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch, create, patch, delete]
+# The template of a Rollout with `workloadRef`.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch]
 # Which side a Service selects, and whether its endpoints are ready.
 - apiGroups: [""]
   resources: [services]

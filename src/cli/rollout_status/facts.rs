@@ -48,9 +48,10 @@ pub struct Facts {
 }
 
 /// What the engine's answer depends on; templates and providers do not matter to a release that runs.
-pub const NEEDED: [Kind; 10] = [
+pub const NEEDED: [Kind; 11] = [
     Kind::Rollout,
     Kind::ReplicaSet,
+    Kind::Deployment,
     Kind::Service,
     Kind::EndpointSlice,
     Kind::Route(RouteKind::Http),
@@ -81,7 +82,12 @@ impl Facts {
             Ok(spec) => spec.references().routes.into_iter().map(|route| route.kind).collect(),
             Err(_) => Vec::new(),
         };
-        let matters = |gap: &&Gap| !matches!(gap.kind, Kind::Route(kind) if !named.contains(&kind));
+        let keeps = rollout.spec.as_ref().is_ok_and(|spec| spec.workload_ref.is_some());
+        let matters = |gap: &&Gap| match gap.kind {
+            Kind::Route(kind) => named.contains(&kind),
+            Kind::Deployment => keeps,
+            _ => true,
+        };
         let gaps: Vec<Gap> = gaps.iter().filter(matters).cloned().collect();
         let foreseeable = gaps.is_empty() && status.phase != Phase::Stalled;
         let asked = snapshot.as_ref().filter(|_| foreseeable);

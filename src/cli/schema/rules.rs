@@ -36,8 +36,11 @@ const TWINS: &[(&str, Twin)] = &[
         size(object.pointer("/metadata/name")).is_none_or(|letters| letters <= names::MAX_ROLLOUT_NAME)
     }),
     (
-        "has(self.template.metadata) && has(self.template.metadata.labels) && self.selector.matchLabels.all(key, key in self.template.metadata.labels && self.template.metadata.labels[key] == self.selector.matchLabels[key])",
+        "!has(self.template) || has(self.template.metadata) && has(self.template.metadata.labels) && self.selector.matchLabels.all(key, key in self.template.metadata.labels && self.template.metadata.labels[key] == self.selector.matchLabels[key])",
         |spec| {
+            if !has(spec, "template") {
+                return true;
+            }
             let Some(labels) = spec.pointer("/template/metadata/labels").and_then(Value::as_object) else {
                 return false;
             };
@@ -46,14 +49,16 @@ const TWINS: &[(&str, Twin)] = &[
         },
     ),
     (
-        "!(has(self.template.metadata) && has(self.template.metadata.labels)) || ['sluice.dev/revision', 'sluice.dev/rollout'].all(key, !(key in self.template.metadata.labels))",
+        "!has(self.template) || !(has(self.template.metadata) && has(self.template.metadata.labels)) || ['sluice.dev/revision', 'sluice.dev/rollout'].all(key, !(key in self.template.metadata.labels))",
         |spec| {
             let labels = spec.pointer("/template/metadata/labels");
             [names::REVISION, names::ROLLOUT].iter().all(|key| labels.and_then(|labels| labels.get(*key)).is_none())
         },
     ),
-    ("has(self.template.spec) && self.template.spec.containers.size() > 0", |spec| {
-        size(spec.pointer("/template/spec/containers")).is_some_and(|containers| containers > 0)
+    ("has(self.template) != has(self.workloadRef)", |spec| has(spec, "template") != has(spec, "workloadRef")),
+    ("!has(self.template) || has(self.template.spec) && self.template.spec.containers.size() > 0", |spec| {
+        !has(spec, "template")
+            || size(spec.pointer("/template/spec/containers")).is_some_and(|containers| containers > 0)
     }),
     ("has(self.canary) != has(self.blueGreen)", |strategy| has(strategy, "canary") != has(strategy, "blueGreen")),
     ("!has(self.stableService) || !has(self.canaryService) || self.stableService != self.canaryService", |canary| {
