@@ -89,6 +89,7 @@ impl World {
             json!({
                 "apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout",
                 "metadata": {"name": "web", "namespace": "shop", "uid": "u-1", "generation": self.generation,
+                             "finalizers": [names::HAND_BACK],
                              "resourceVersion": "9", "creationTimestamp": at("09:01:00"),
                              "annotations": {names::SOURCE_COMMIT: "1a2b3c4d5e6f7a8b9c0d1a2b3c4d5e6f7a8b9c0d"}},
                 "spec": {"replicas": 4, "selector": {"matchLabels": {"app": "web"}},
