@@ -434,6 +434,7 @@ pub fn event_word(event: TransitionEvent) -> &'static str {
         TransitionEvent::Denied => "Denied",
         TransitionEvent::Recovered => "Recovered",
         TransitionEvent::HandedBack => "HandedBack",
+        TransitionEvent::DriftCorrected => "DriftCorrected",
     }
 }
 

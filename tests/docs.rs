@@ -41,6 +41,8 @@ fn every_reason_has_a_cause_and_a_cure() {
     let mut signs: Vec<&str> = described.iter().map(String::as_str).collect();
     signs.push("self.hold(");
     reasons.extend(quoted_after("src/engine/decide.rs", &signs));
+    let handed_over = ["say_scaled_down(ConditionStatus::True,", "say_scaled_down(ConditionStatus::False,", ": &str ="];
+    reasons.extend(quoted_after("src/engine/workload.rs", &handed_over));
     reasons.extend(quoted_after("src/engine/plan.rs", &["reason:"]));
     reasons.extend(quoted_after("src/cluster/observe.rs", &["reason:", "Some(problem("]));
     reasons.extend(quoted_after("src/git/error.rs", &["} =>", "NotLeading =>"]));
@@ -61,7 +63,17 @@ fn every_reason_has_a_cause_and_a_cure() {
         let cell = line.split('|').nth(1).unwrap_or_default();
         cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()
     });
-    let conditions = ["Ready", "Reconciling", "Stalled", "Paused", "Promoted", "Aborted", "Terminating", "Recorded"];
+    let conditions = [
+        "Ready",
+        "Reconciling",
+        "Stalled",
+        "Paused",
+        "Promoted",
+        "Aborted",
+        "Terminating",
+        "Recorded",
+        "WorkloadScaledDown",
+    ];
     // Made by the writer, when an object of the wanted name is somebody else's; an event's own; and two by a name.
     let others = ["NotOurs", "NotHandedBack", "Deleted", "Uninstalled"];
     for word in words {
@@ -84,6 +96,7 @@ fn links_lead_somewhere() {
         "docs/canary.md",
         "docs/blue-green.md",
         "docs/canary-without-routes.md",
+        "docs/adopt-a-deployment.md",
     ] {
         let text = read(document);
         for rest in text.split("](").skip(1) {
@@ -222,6 +235,7 @@ fn each_strategy_does_what_its_page_shows() {
         let count = run_page(document);
         assert!(count >= 3, "{document}: only {count} commands were found");
     }
+    assert_eq!(run_page("docs/adopt-a-deployment.md"), 1);
 }
 
 #[test]

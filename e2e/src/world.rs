@@ -489,6 +489,11 @@ impl Shop<'_> {
         self.world.objects("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes", &self.namespace)
     }
 
+    /// The Deployments.
+    pub fn deployments(&self) -> Api<DynamicObject> {
+        self.world.objects("apps", "v1", "Deployment", "deployments", &self.namespace)
+    }
+
     /// A Service of the shop.
     pub async fn service(&self, name: &str) -> Result<Value> {
         let services = self.world.objects("", "v1", "Service", "services", &self.namespace);

@@ -10,6 +10,9 @@ pub const RECORDED: &str = "Recorded";
 /// The type of the condition of a Rollout that is being deleted; it stands since when that was first seen.
 pub const TERMINATING: &str = "Terminating";
 
+/// The type of the condition that says that the Deployment which a Rollout takes its template from has no pods any more.
+pub const WORKLOAD_SCALED_DOWN: &str = "WorkloadScaledDown";
+
 /// The type of the condition that says that the branch was moved, and not forward.
 pub const HISTORY_REWRITTEN: &str = "HistoryRewritten";
 
@@ -18,7 +21,7 @@ pub const HISTORY_REWRITTEN: &str = "HistoryRewritten";
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// What it says something about: `Ready`, `Reconciling`, `Stalled`, `Paused`, `Promoted`, `Aborted`, `Recorded`,
-    /// `Terminating`.
+    /// `Terminating`, `WorkloadScaledDown`.
     #[serde(rename = "type")]
     pub type_: String,
     /// `True`, `False` or `Unknown`.

@@ -104,6 +104,22 @@ pub struct WorkloadRef {
     /// Its name, in the Rollout's namespace.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+    /// When its own pods go; `never` when absent. With any other value they come back before the Rollout goes.
+    #[serde(default)]
+    pub scale_down: ScaleDown,
+}
+
+/// When the pods of the Deployment that a Rollout takes its template from go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleDown {
+    /// They are not touched.
+    #[default]
+    Never,
+    /// All at once, when the first version of the Rollout is stable and has all traffic.
+    OnSuccess,
+    /// One for each pod of the first version that serves, and the last when that is stable.
+    Progressively,
 }
 
 /// Which revisions are known well enough to need no steps, no pauses and no analysis when they come back.
@@ -509,6 +525,11 @@ impl RolloutSpec {
             analysis_templates: analyses.flat_map(|analysis| analysis.templates.iter().cloned()).collect(),
             workload,
         }
+    }
+
+    /// When the pods of the Deployment that it takes its template from go, if there is one and they do.
+    pub fn takes_over(&self) -> Option<ScaleDown> {
+        self.workload_ref.as_ref().map(|workload| workload.scale_down).filter(|when| *when != ScaleDown::Never)
     }
 
     /// How many pods are wanted.

@@ -412,4 +412,6 @@ pub enum TransitionEvent {
     /// The Rollout is being deleted, or the operator uninstalled: traffic goes back to stable, and what it steered is
     /// handed back.
     HandedBack,
+    /// Somebody else changed what the Rollout keeps as it is; it is changed back.
+    DriftCorrected,
 }

@@ -450,9 +450,11 @@ fn tone(event: TransitionEvent) -> Tone {
     match event {
         TransitionEvent::Promoted => Tone::Good,
         TransitionEvent::Aborted | TransitionEvent::Denied => Tone::Bad,
-        TransitionEvent::Paused | TransitionEvent::Held | TransitionEvent::PlanChanged | TransitionEvent::Recovered => {
-            Tone::Attention
-        }
+        TransitionEvent::Paused
+        | TransitionEvent::Held
+        | TransitionEvent::PlanChanged
+        | TransitionEvent::Recovered
+        | TransitionEvent::DriftCorrected => Tone::Attention,
         _ => Tone::Strong,
     }
 }

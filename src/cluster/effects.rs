@@ -31,6 +31,11 @@ impl Writer {
                 ]);
                 self.json_patch(Kind::ReplicaSet, &key, None, patch).await
             }
+            Effect::ScaleWorkload { workload, replicas } => {
+                let key = Key::new(namespace.clone(), workload.clone());
+                let seen = self.index().deployment(&key).ok_or_else(|| conflict(&key))?;
+                self.scale_deployment(&key, &seen, *replicas).await
+            }
             Effect::DeleteReplicaSet { revision } => {
                 let key = set_key(revision);
                 let set = self.index().replica_set(&key).ok_or_else(|| conflict(&key))?;
@@ -197,6 +202,7 @@ mod tests {
     use crate::cluster::index::Index;
     use crate::cluster::write::{Gate, WriteObserver};
     use kube::Client;
+    use kube::core::DynamicObject;
     use std::sync::Arc;
 
     /// What the API server is told to answer, in order; each request is noted.
@@ -305,6 +311,43 @@ mod tests {
         writer.perform(&rollout(), &create()).await.unwrap();
         let error = writer.perform(&rollout(), &create()).await.unwrap_err();
         assert!(matches!(&error, WriteError::Refused { reason, .. } if reason == "NotOurs"), "{error}");
+    }
+
+    fn deployment(version: &str, replicas: i32, ready: i32) -> DynamicObject {
+        serde_json::from_value(json!({"apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "web", "namespace": "shop", "uid": "d1", "resourceVersion": version},
+            "spec": {"replicas": replicas, "template": {}}, "status": {"readyReplicas": ready}}))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_deployment_is_scaled_by_its_scale_and_that_is_seen_at_once() {
+        let scale = |version: &str, replicas: i32| {
+            json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "spec": {"replicas": replicas},
+                "metadata": {"name": "web", "namespace": "shop", "uid": "d1", "resourceVersion": version}})
+        };
+        let (writer, script, _) = writer(vec![(200, scale("6", 0)), (200, scale("8", 5))]).await;
+        let key = Key::new("shop", "web");
+        let to = |replicas| Effect::ScaleWorkload { workload: "web".to_owned(), replicas };
+        let error = writer.perform(&rollout(), &to(0)).await.unwrap_err();
+        assert!(matches!(error, WriteError::Conflict { .. }), "it is not there: {error}");
+        writer.index().apply(Kind::Deployment, &deployment("5", 4, 4));
+        writer.perform(&rollout(), &to(0)).await.unwrap();
+        let (method, uri, body) = script.requests.lock().unwrap()[0].clone();
+        assert_eq!(method, Method::PATCH);
+        assert!(uri.starts_with("/apis/apps/v1/namespaces/shop/deployments/web/scale?"), "{uri}");
+        let patch = json!([{"op": "test", "path": "/metadata/uid", "value": "d1"},
+            {"op": "test", "path": "/spec/replicas", "value": 4},
+            {"op": "replace", "path": "/spec/replicas", "value": 0}]);
+        assert_eq!(body, patch);
+        assert_eq!(writer.index().deployment(&key).unwrap().replicas, 0);
+        // What was on its way before tells nothing new.
+        writer.index().apply(Kind::Deployment, &deployment("5", 4, 4));
+        assert_eq!(writer.index().deployment(&key).unwrap().replicas, 0);
+        // Scaled up again at once: of the new pods none is ready, whatever the status still says.
+        writer.perform(&rollout(), &to(5)).await.unwrap();
+        let seen = writer.index().deployment(&key).unwrap();
+        assert_eq!((seen.replicas, seen.ready), (5, 0));
     }
 
     #[tokio::test]

@@ -121,7 +121,11 @@ fn event(rollout: &Identity, transition: &Transition, instance: &str) -> Event {
 /// Whether somebody should look.
 fn is_warning(event: TransitionEvent) -> bool {
     match event {
-        TransitionEvent::Aborted | TransitionEvent::Denied | TransitionEvent::Held | TransitionEvent::Recovered => true,
+        TransitionEvent::Aborted
+        | TransitionEvent::Denied
+        | TransitionEvent::Held
+        | TransitionEvent::Recovered
+        | TransitionEvent::DriftCorrected => true,
         TransitionEvent::FirstDeploy
         | TransitionEvent::Started
         | TransitionEvent::StepCompleted
@@ -151,6 +155,7 @@ fn action(event: TransitionEvent) -> &'static str {
         TransitionEvent::Denied => "Refuse",
         TransitionEvent::Recovered => "Recover",
         TransitionEvent::HandedBack => "HandBack",
+        TransitionEvent::DriftCorrected => "Correct",
     }
 }
 

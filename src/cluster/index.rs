@@ -74,6 +74,21 @@ impl Index {
         shelves.apply(kind, object)
     }
 
+    /// Takes in the size of a Deployment that was written just now.
+    pub fn scaled(&self, key: &Key, uid: &str, version: &str, replicas: i32) {
+        let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = shelves.deployments.0.get(key) else { return };
+        if known.identity.uid != uid || is_newer(&known.identity.resource_version, version) {
+            return;
+        }
+        let mut scaled = DeploymentObject::clone(known);
+        // What the status says is about the size before: of new pods none is ready.
+        scaled.ready = scaled.ready.min(known.replicas);
+        scaled.replicas = replicas;
+        version.clone_into(&mut scaled.identity.resource_version);
+        shelves.deployments.put(key, scaled);
+    }
+
     /// Forgets an object, unless one of the same name but another uid has taken its place. Returns the
     /// Rollouts it concerned.
     pub fn remove(&self, kind: Kind, key: &Key, uid: &str) -> BTreeSet<Key> {

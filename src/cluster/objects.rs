@@ -230,8 +230,6 @@ pub struct DeploymentObject {
     pub identity: Identity,
     /// Pods asked for.
     pub replicas: i32,
-    /// Pods that exist.
-    pub current: i32,
     /// Pods that are ready.
     pub ready: i32,
     /// The pod template.
@@ -254,7 +252,6 @@ impl DeploymentObject {
             identity: Identity::of(object),
             // Absent means one (the API's own rule), and the API server always writes it.
             replicas: count("/spec/replicas").unwrap_or(1),
-            current: count("/status/replicas").unwrap_or_default(),
             ready: count("/status/readyReplicas").unwrap_or_default(),
             template: PodTemplate(template),
         }

@@ -16,7 +16,7 @@ use crate::api::{
 };
 use crate::engine::{
     self, AnalysisState, InterventionState, LedgerState, Problem, RevisionState, RouteState, ServiceState, Snapshot,
-    StrategyChange,
+    StrategyChange, WorkloadState,
 };
 use crate::traffic::gateway_api;
 
@@ -48,7 +48,7 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         Some(_) => (StrategyChange::Gone, look(asked)),
     };
     let (spec, services, routes, found) = seen;
-    let mut problems = Vec::from_iter(unfit);
+    let mut problems = Vec::from_iter(unfit.clone());
     if key.name.len() > names::MAX_ROLLOUT_NAME {
         problems.push(Problem {
             reason: "NameTooLong".to_owned(),
@@ -64,6 +64,14 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
     // A new version is asked for where its template stands.
     let workload = spec.workload_ref.as_ref().and_then(|it| index.deployment(&Key::new(&*key.namespace, &*it.name)));
     let source = workload.as_ref().map_or(&rollout.identity, |workload| &workload.identity);
+    // One that is about to go, or that another Rollout has, is neither scaled nor waited for.
+    let own = workload.as_ref().filter(|seen| unfit.is_none() && !seen.identity.deleting);
+    let workload_state = own.map(|seen| WorkloadState {
+        name: seen.identity.name.clone(),
+        revision: seen.template.revision(),
+        replicas: seen.replicas,
+        ready: seen.ready,
+    });
     Ok(Snapshot {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
@@ -72,6 +80,7 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         ending: rollout.identity.deleting.then_some(engine::Ending::Deleted),
         finalizer: rollout.identity.is_held(),
         revisions,
+        workload: workload_state,
         services,
         routes,
         analyses: observe_analyses(index, rollout),

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::index::Index;
 use super::kinds::Kind;
-use super::objects::{Identity, Key};
+use super::objects::{DeploymentObject, Identity, Key};
 use crate::api::{RolloutStatus, names};
 
 /// How long one request may take. Shorter than the lease's safety margin, so that a write begun as the leader
@@ -199,6 +199,31 @@ impl Writer {
             None => self.bounded(kind, "patch", what, api.patch(&key.name, &params, &patch)).await?,
         };
         self.index.apply(kind, &answer);
+        Ok(())
+    }
+
+    /// Sets the size of a Deployment, as it was seen. By its `scale`, so that nothing else of it may be written.
+    pub(super) async fn scale_deployment(
+        &self,
+        key: &Key,
+        seen: &DeploymentObject,
+        replicas: i32,
+    ) -> Result<(), WriteError> {
+        let kind = Kind::Deployment;
+        let patch = serde_json::from_value(json!([
+            {"op": "test", "path": "/metadata/uid", "value": seen.identity.uid},
+            {"op": "test", "path": "/spec/replicas", "value": seen.replicas},
+            {"op": "replace", "path": "/spec/replicas", "value": replicas},
+        ]));
+        let patch: Patch<()> = Patch::Json(patch.map_err(|error| WriteError::Unprepared(error.to_string()))?);
+        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let api = self.api(kind, key);
+        let what = format!("the scale of Deployment {key}");
+        let request = api.patch_scale(&key.name, &params, &patch);
+        let answer = self.bounded(kind, "patch", what, request).await?;
+        // The answer is a Scale: of the Deployment it tells the size and the version.
+        let version = answer.metadata.resource_version.unwrap_or_default();
+        self.index.scaled(key, &seen.identity.uid, &version, replicas);
         Ok(())
     }
 

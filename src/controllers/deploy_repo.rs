@@ -770,8 +770,12 @@ impl<S: Sources> DeployRepos<S> {
             .iter()
             .filter(|manifest| manifest.kind == "Rollout" && manifests::group_of(&manifest.api_version) == GROUP);
         for manifest in declared {
+            let own = steered.entry(manifest.namespace.clone()).or_default();
             if let Some(strategy) = manifest.object.pointer("/spec/strategy") {
-                steered.entry(manifest.namespace.clone()).or_default().add(strategy);
+                own.add(strategy);
+            }
+            if let Some(workload) = manifest.object.pointer("/spec/workloadRef") {
+                own.add_workload(workload);
             }
         }
         let leaving: HashSet<ObjectId> = plan.delete.iter().map(|deletion| object_id(&deletion.entry)).collect();
@@ -784,6 +788,11 @@ impl<S: Sources> DeployRepos<S> {
             let own = asked.iter().chain(&left).filter(|_| !leaving.contains(&id));
             for strategy in own.filter_map(|strategy| serde_json::to_value(strategy).ok()) {
                 steered.entry(key.namespace.clone()).or_default().add(&strategy);
+            }
+            let workload = rollout.spec.as_ref().ok().and_then(|spec| spec.workload_ref.as_ref());
+            let workload = workload.filter(|_| !leaving.contains(&id));
+            if let Some(workload) = workload.and_then(|workload| serde_json::to_value(workload).ok()) {
+                steered.entry(key.namespace.clone()).or_default().add_workload(&workload);
             }
         }
         steered

@@ -306,9 +306,18 @@ pub struct Steered {
     pub pairs: Vec<(String, String)>,
     /// All Services whose selector names a revision.
     pub services: BTreeSet<String>,
+    /// All Deployments whose size is a Rollout's.
+    pub workloads: BTreeSet<String>,
 }
 
 impl Steered {
+    /// Adds the Deployment that one Rollout takes over, by its `workloadRef` as JSON.
+    pub fn add_workload(&mut self, workload: &Value) {
+        let text = |field: &str| workload.get(field).and_then(Value::as_str);
+        let name = text("name").filter(|_| text("scaleDown").is_some_and(|when| when != "never"));
+        self.workloads.extend(name.map(str::to_owned));
+    }
+
     /// Adds what one Rollout steers, by its strategy as JSON.
     pub fn add(&mut self, strategy: &Value) {
         let service = |kind: &str, field: &str| strategy.get(kind)?.get(field)?.as_str().map(str::to_owned);
@@ -328,7 +337,7 @@ impl Steered {
 /// Whether [`carry_over`] may have something to do for a manifest.
 pub fn may_carry(manifest: &Manifest) -> bool {
     match (group_of(&manifest.api_version), manifest.kind.as_str()) {
-        ("", "Service") | (GROUP, "Rollout") => true,
+        ("", "Service") | ("apps", "Deployment") | (GROUP, "Rollout") => true,
         (ROUTE_GROUP, kind) => RouteKind::named(kind).is_some(),
         _ => false,
     }
@@ -340,6 +349,7 @@ pub fn may_carry(manifest: &Manifest) -> bool {
 /// - A route of the Gateway API: the weights between the Services of a Rollout.
 /// - A Service of a Rollout: the revision it selects. A selector is one value to the API server, so an apply without the
 ///   revision would send traffic to all versions at once.
+/// - A Deployment that a Rollout takes over: its size, or each commit would bring its pods back for a moment.
 /// - A Rollout whose replicas have left git: the API server takes a field away when the one manager that
 ///   declared it stops, and the default is 1 pod.
 pub fn carry_over(live: &Value, desired: &mut Value, steered: &Steered) -> bool {
@@ -359,6 +369,17 @@ pub fn carry_over(live: &Value, desired: &mut Value, steered: &Steered) -> bool 
             let selector = desired.pointer_mut("/spec/selector").and_then(Value::as_object_mut);
             if let (Some(revision), Some(selector)) = (revision, selector) {
                 selector.insert(names::REVISION.to_owned(), revision.clone());
+            }
+            true
+        }
+        ("apps", "Deployment") => {
+            let name = live.pointer("/metadata/name").and_then(Value::as_str);
+            if !name.is_some_and(|name| steered.workloads.contains(name)) {
+                return false;
+            }
+            let spec = desired.get_mut("spec").and_then(Value::as_object_mut);
+            if let (Some(replicas), Some(spec)) = (live.pointer("/spec/replicas"), spec) {
+                spec.insert("replicas".to_owned(), replicas.clone());
             }
             true
         }
@@ -692,6 +713,26 @@ mod tests {
         let mut desired = service("plain", json!({"app": "shop"}));
         assert!(!carry_over(&service("plain", moved), &mut desired, &steered()));
         assert_eq!(desired["spec"]["selector"], json!({"app": "shop"}));
+    }
+
+    #[test]
+    fn a_deployment_that_a_rollout_takes_over_keeps_its_size() {
+        let mut steered = Steered::default();
+        steered.add_workload(&json!({"kind": "Deployment", "name": "shop", "scaleDown": "progressively"}));
+        steered.add_workload(&json!({"kind": "Deployment", "name": "kept", "scaleDown": "never"}));
+        steered.add_workload(&json!({"kind": "Deployment", "name": "plain"}));
+        let deployment = |name: &str, replicas: i32, image: &str| {
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+                "spec": {"replicas": replicas, "template": {"image": image}}})
+        };
+        let mut desired = deployment("shop", 50, "i:2");
+        assert!(carry_over(&deployment("shop", 0, "i:1"), &mut desired, &steered));
+        assert_eq!(desired, deployment("shop", 0, "i:2"));
+        for name in ["kept", "plain", "other"] {
+            let mut desired = deployment(name, 50, "i:2");
+            assert!(!carry_over(&deployment(name, 0, "i:1"), &mut desired, &steered));
+            assert_eq!(desired, deployment(name, 50, "i:2"), "{name} is git's alone");
+        }
     }
 
     #[test]

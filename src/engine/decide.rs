@@ -16,7 +16,7 @@ use super::{
 use crate::api::{
     Abort, AbortCause, AnalysisPhase, AnalysisReference, Condition, ConditionStatus, Conditions, Denied, Hold,
     InterventionAction, OnAuditUnavailable, PausedBy, Phase, RECORDED, RefusedIntervention, Release, ReleaseState,
-    RolloutStatus, Seen, Steering, TERMINATING, Transition, TransitionEvent, names,
+    RolloutStatus, Seen, Steering, TERMINATING, Transition, TransitionEvent, WORKLOAD_SCALED_DOWN, names,
 };
 
 /// How many taken Interventions, and how many promoted revisions, are remembered.
@@ -37,27 +37,20 @@ pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
     if snapshot.ending.is_some() && !snapshot.finalizer {
         return wait(WaitOn::Nothing, None, "all is handed back".to_owned());
     }
-    let mut problems = snapshot.problems.clone();
-    let compiled = plan(&snapshot.spec);
-    if let Err(found) = &compiled {
-        problems.splice(0..0, found.iter().cloned());
-    }
-    let mut decision = Decision {
-        snapshot,
-        now,
-        next: snapshot.status.clone(),
-        desired: snapshot.spec.template.revision(),
-        plan: compiled.unwrap_or(Plan { stages: Vec::new() }),
-        problem: problems.first().cloned(),
-    };
-    decision.refresh();
+    let decision = Decision::of(snapshot, now);
     let (seen, weight) = (decision.next.seen.clone(), decision.next.weight);
-    let turn = match (&snapshot.strategy_change, problems.first()) {
+    let problem = decision.problem.clone();
+    let steady = snapshot.ending.is_none() && snapshot.strategy_change == StrategyChange::None && problem.is_none();
+    let turn = match (&snapshot.strategy_change, &problem) {
         _ if snapshot.ending.is_some() => decision.end(),
         (StrategyChange::Gone, _) => decision.adopt(),
         (StrategyChange::Leaving { asked }, _) => decision.leave(asked),
         (StrategyChange::None, Some(problem)) if !decision.may_go_back() => decision.stalled(problem),
         (StrategyChange::None, _) => decision.run(),
+    };
+    let turn = match turn {
+        Turn::Wait(wait) if steady => Decision::of(snapshot, now).hand_over(wait),
+        turn => turn,
     };
     let before = &snapshot.status;
     match turn {
@@ -86,11 +79,11 @@ fn ended(before: &Seen, now: &Seen) -> bool {
         || before.canary_service.is_some() && before.canary_service != now.canary_service
 }
 
-struct Decision<'a> {
-    snapshot: &'a Snapshot,
-    now: DateTime<Utc>,
+pub(super) struct Decision<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) now: DateTime<Utc>,
     /// The status as it will be.
-    next: RolloutStatus,
+    pub(super) next: RolloutStatus,
     /// The revision that git asks for.
     desired: String,
     plan: Plan,
@@ -114,8 +107,26 @@ enum Passage {
     AnotherRun,
 }
 
-impl Decision<'_> {
+impl<'a> Decision<'a> {
     // === What is always so ===
+
+    fn of(snapshot: &'a Snapshot, now: DateTime<Utc>) -> Self {
+        let mut problems = snapshot.problems.clone();
+        let compiled = plan(&snapshot.spec);
+        if let Err(found) = &compiled {
+            problems.splice(0..0, found.iter().cloned());
+        }
+        let mut decision = Decision {
+            snapshot,
+            now,
+            next: snapshot.status.clone(),
+            desired: snapshot.spec.template.revision(),
+            plan: compiled.unwrap_or(Plan { stages: Vec::new() }),
+            problem: problems.into_iter().next(),
+        };
+        decision.refresh();
+        decision
+    }
 
     /// What is copied from the observation into the status.
     fn refresh(&mut self) {
@@ -169,11 +180,11 @@ impl Decision<'_> {
         self.snapshot.spec.strategy.by_pods().is_some()
     }
 
-    fn replicas(&self) -> i32 {
+    pub(super) fn replicas(&self) -> i32 {
         self.snapshot.spec.replicas().max(0)
     }
 
-    fn stable(&self) -> Option<String> {
+    pub(super) fn stable(&self) -> Option<String> {
         self.snapshot.status.stable_revision.clone()
     }
 
@@ -855,17 +866,22 @@ impl Decision<'_> {
         if late(END_TAKES_AT_MOST) {
             return Turn::Apply(Effect::RemoveFinalizer { unfinished: Some(self.snapshot.status.message.clone()) });
         }
+        if let Some(effect) = self.workload_back(late(WAY_BACK_TAKES_AT_MOST)) {
+            return Turn::Apply(effect);
+        }
         let patience = since + if late(WAY_BACK_TAKES_AT_MOST) { END_TAKES_AT_MOST } else { WAY_BACK_TAKES_AT_MOST };
-        let step = match self.way_back().filter(|_| !late(WAY_BACK_TAKES_AT_MOST)) {
-            Some(step) => step,
-            None => match self.release_what_is_steered() {
-                Some(effect) => Convergence::Do(effect),
-                None => self.outbox(),
-            },
-        };
-        match step {
+        let goes_back = !late(WAY_BACK_TAKES_AT_MOST) && !self.workload_is_handed_back();
+        let first = self.way_back().or_else(|| self.workload_not_ready()).filter(|_| goes_back);
+        let step =
+            first.or_else(|| self.release_what_is_steered().map(Convergence::Do)).or_else(|| self.workload_serves());
+        if step.is_none()
+            && let Some(turn) = self.own_pods_go(ending)
+        {
+            return turn;
+        }
+        match step.unwrap_or_else(|| self.outbox()) {
             Convergence::Do(effect) => Turn::Apply(effect),
-            Convergence::Reached => Turn::Apply(Effect::RemoveFinalizer { unfinished: None }),
+            Convergence::Reached => Turn::Apply(Effect::RemoveFinalizer { unfinished: self.other_template() }),
             Convergence::Hold(wait) => {
                 self.describe(Phase::Terminating, ending.reason(), &format!("{ending}; {}", wait.message));
                 self.conclude_by(Convergence::Hold(wait), Some(patience))
@@ -894,6 +910,7 @@ impl Decision<'_> {
             }
         }
         self.describe(Phase::Terminating, ending.reason(), &message);
+        self.next.conditions.remove_condition(WORKLOAD_SCALED_DOWN);
         self.advance()
     }
 
@@ -1907,7 +1924,7 @@ impl Decision<'_> {
     }
 
     #[allow(clippy::too_many_arguments, reason = "the columns of a record")]
-    fn push(
+    pub(super) fn push(
         &mut self,
         event: TransitionEvent,
         revision: &str,
@@ -2014,7 +2031,7 @@ impl Decision<'_> {
 
     // === How a turn ends ===
 
-    fn advance(mut self) -> Turn {
+    pub(super) fn advance(mut self) -> Turn {
         self.label();
         Turn::Advance(Box::new(self.next))
     }
@@ -2075,7 +2092,7 @@ fn or_wait(convergence: Convergence, wait: Wait) -> Convergence {
     }
 }
 
-fn wait_for(on: WaitOn, until: Option<DateTime<Utc>>, message: &str) -> Wait {
+pub(super) fn wait_for(on: WaitOn, until: Option<DateTime<Utc>>, message: &str) -> Wait {
     Wait { until, on, message: message.to_owned() }
 }
 

@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub problems: Vec<Problem>,
     /// The ReplicaSets of this Rollout, by revision.
     pub revisions: BTreeMap<String, RevisionState>,
+    /// The Deployment that the template is taken from, while it is there.
+    pub workload: Option<WorkloadState>,
     /// The Services the strategy names, by name; one that does not exist is absent.
     pub services: BTreeMap<String, ServiceState>,
     /// The routes the strategy names; one that does not exist is absent.
@@ -126,6 +128,19 @@ pub struct RevisionState {
     pub template: PodTemplate,
     /// What the cluster says hinders its pods (quota, image), if anything.
     pub trouble: Option<String>,
+}
+
+/// The Deployment that keeps the pod template, and the pods it has of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkloadState {
+    /// Its name.
+    pub name: String,
+    /// The revision that its template is.
+    pub revision: String,
+    /// Pods asked for.
+    pub replicas: i32,
+    /// Pods that are ready.
+    pub ready: i32,
 }
 
 /// A Service and the endpoints behind it.
@@ -345,6 +360,13 @@ pub enum Effect {
     Scale {
         /// The revision.
         revision: String,
+        /// The size.
+        replicas: i32,
+    },
+    /// Set the size of the Deployment that keeps the pod template.
+    ScaleWorkload {
+        /// Its name.
+        workload: String,
         /// The size.
         replicas: i32,
     },

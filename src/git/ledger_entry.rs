@@ -126,6 +126,9 @@ impl StateFile {
 
     /// Whether a release is under way.
     fn is_in_flight(&self) -> bool {
+        if self.event == TransitionEvent::DriftCorrected {
+            return self.status.get("release").is_some_and(|release| !release.is_null());
+        }
         !matches!(
             self.event,
             TransitionEvent::Promoted

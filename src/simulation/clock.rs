@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::objects::{AfterHold, AnalysisRun, Answer, Pod, Write, Written};
+use super::objects::{AfterHold, AnalysisRun, Answer, Pod, Workload, Write, Written};
 use super::world::World;
-use crate::api::{AnalysisPhase, ReleaseState, RolloutSpec, RolloutStatus, RouteKey};
+use crate::api::{AnalysisPhase, PodTemplate, ReleaseState, RolloutSpec, RolloutStatus, RouteKey};
 use crate::engine::{Ending, InterventionState};
 
 impl World {
     /// When something happens next by itself. Samples that only confirm what is known are left out.
     pub fn next_event(&self) -> Option<DateTime<Utc>> {
         let least = self.min_ready();
-        let pods = self.replica_sets.values().flat_map(|set| &set.pods).filter_map(|pod| pod.ready_at);
+        let sets = self.replica_sets.values().flat_map(|set| &set.pods);
+        let pods = sets.chain(self.workload.iter().flat_map(|it| &it.pods)).filter_map(|pod| pod.ready_at);
         let available = pods.clone().map(|at| at + least);
         let services = self.services.values().filter_map(|service| service.publish_at);
         let routes = self.routes.values().filter(|route| route.trouble.is_none()).filter_map(|route| route.accept_at);
@@ -79,10 +80,15 @@ impl World {
             let ready_at = (!never).then(|| now + self.knobs.pod_ready_delay);
             set.pods.resize(wanted, Pod { created_at: now, ready_at });
         }
+        if let Some(workload) = &mut self.workload {
+            let pod = Pod { created_at: now, ready_at: Some(now + self.knobs.pod_ready_delay) };
+            workload.pods.resize(usize::try_from(workload.replicas).unwrap_or(0), pod);
+        }
     }
 
     fn endpoints(&mut self) {
         let now = self.now;
+        let workload = self.workload.iter().map(|it| (Workload::PODS.to_owned(), it.ready(now)));
         let ready: BTreeMap<String, i32> = self
             .replica_sets
             .iter()
@@ -90,6 +96,7 @@ impl World {
                 let ready = set.pods.iter().filter(|pod| pod.ready_for(TimeDelta::zero(), now)).count();
                 (revision.clone(), i32::try_from(ready).unwrap_or(i32::MAX))
             })
+            .chain(workload)
             .filter(|(_, ready)| *ready > 0)
             .collect();
         let delay = self.knobs.endpoint_delay;
@@ -167,6 +174,24 @@ impl World {
         self.declare();
         self.generation += 1;
         self.outside(format!("spec, generation {}", self.generation));
+    }
+
+    /// Somebody, or another tool, scales the Deployment that keeps the template.
+    pub fn scale_workload(&mut self, replicas: i32) {
+        if let Some(workload) = &mut self.workload {
+            workload.replicas = replicas;
+            workload.version += 1;
+            self.outside(format!("the Deployment is scaled to {replicas}"));
+        }
+    }
+
+    /// Somebody gives the Deployment that keeps the template another one; its own pods follow at once.
+    pub fn edit_workload(&mut self, template: PodTemplate) {
+        if let Some(workload) = &mut self.workload {
+            workload.template = template.clone();
+            workload.version += 1;
+        }
+        self.edit_spec(|spec| spec.template = template);
     }
 
     /// Somebody deletes the Rollout.

@@ -12,7 +12,8 @@ mod world;
 
 pub use forecast::{StageState, Timeline, TimelineStage, forecast};
 pub use objects::{
-    AfterHold, AnalysisRun, Answer, Conflict, Knobs, Pod, ReplicaSet, Route, Script, Service, Versions, Write, Written,
+    AfterHold, AnalysisRun, Answer, Conflict, Knobs, Pod, ReplicaSet, Route, Script, Service, Versions, Workload,
+    Write, Written,
 };
 pub use rehearsal::{Rehearsal, RehearsalEntry, Scenario, rehearse, rehearse_with};
 pub use run::{Ended, Happened};

@@ -41,6 +41,36 @@ pub struct ReplicaSet {
     pub version: u64,
 }
 
+/// The Deployment that keeps the pod template, and its pods.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    /// Its template.
+    pub template: PodTemplate,
+    /// Pods asked for.
+    pub replicas: i32,
+    /// Pods that exist, oldest first.
+    pub pods: Vec<Pod>,
+    /// Moves with every change of its spec.
+    pub version: u64,
+}
+
+impl Workload {
+    /// What a Service counts its pods under: they are of no revision.
+    pub const PODS: &'static str = "";
+
+    /// One whose pods have been ready for long.
+    pub fn running(template: PodTemplate, replicas: i32, since: DateTime<Utc>) -> Self {
+        let pod = Pod { created_at: since, ready_at: Some(since) };
+        Self { template, replicas, pods: vec![pod; usize::try_from(replicas).unwrap_or_default()], version: 1 }
+    }
+
+    /// Pods that are ready.
+    pub fn ready(&self, now: DateTime<Utc>) -> i32 {
+        let ready = self.pods.iter().filter(|pod| pod.ready_for(TimeDelta::zero(), now)).count();
+        i32::try_from(ready).unwrap_or(i32::MAX)
+    }
+}
+
 /// A Service and what is published for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {

@@ -10,6 +10,7 @@ mod blue_green;
 mod by_pods;
 mod deletion;
 mod going_back;
+mod hand_over;
 mod header_routes;
 mod recover;
 mod scale;

@@ -4,18 +4,21 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::objects::{AnalysisRun, Conflict, Knobs, Pod, ReplicaSet, Route, Script, Service, Versions, Write, Written};
+use super::objects::{
+    AnalysisRun, Conflict, Knobs, Pod, ReplicaSet, Route, Script, Service, Versions, Workload, Write, Written,
+};
 use crate::api::{
     AnalysisPhase, HeaderRoute, OnAuditUnavailable, PodTemplate, RolloutSpec, RolloutStatus, RouteKey, SourceHistory,
     Transition, TransitionEvent, weight,
 };
 use crate::engine::{
     AnalysisState, Effect, Ending, InterventionState, LedgerState, Problem, RevisionState, RouteState, RuleState,
-    ServiceState, Snapshot, StrategyChange,
+    ServiceState, Snapshot, StrategyChange, WorkloadState,
 };
 
 /// The kinds of objects that have versions.
 const REPLICA_SET: &str = "ReplicaSet";
+const DEPLOYMENT: &str = "Deployment";
 const SERVICE: &str = "Service";
 const ANALYSIS: &str = "AnalysisRun";
 const ROLLOUT: &str = "Rollout";
@@ -39,6 +42,8 @@ pub struct World {
     pub status: RolloutStatus,
     /// The ReplicaSets by revision.
     pub replica_sets: BTreeMap<String, ReplicaSet>,
+    /// The Deployment that keeps the template.
+    pub workload: Option<Workload>,
     /// The Services by name.
     pub services: BTreeMap<String, Service>,
     /// The routes.
@@ -82,6 +87,7 @@ impl World {
             gone: false,
             status: RolloutStatus::default(),
             replica_sets: BTreeMap::new(),
+            workload: None,
             services: BTreeMap::new(),
             routes: BTreeMap::new(),
             analyses: BTreeMap::new(),
@@ -159,6 +165,14 @@ impl World {
             };
             world.replica_sets.insert(revision.clone(), set);
         }
+        world.workload = snapshot.workload.as_ref().map(|state| {
+            let template = snapshot.spec.template.clone();
+            let mut workload = Workload::running(template, state.replicas, now);
+            for (index, pod) in (0..).zip(&mut workload.pods) {
+                pod.ready_at = Some(if index < state.ready { now } else { soon });
+            }
+            workload
+        });
         let service = |state: &ServiceState| Service {
             selects: state.selects.clone(),
             published: state.ready.clone(),
@@ -274,6 +288,14 @@ impl World {
             status: self.status.clone(),
             problems: self.problems.clone(),
             revisions: self.replica_sets.iter().map(|(name, set)| (name.clone(), revision(set))).collect(),
+            workload: self.spec.workload_ref.as_ref().zip(self.workload.as_ref()).map(|(named, workload)| {
+                WorkloadState {
+                    name: named.name.clone(),
+                    revision: workload.template.revision(),
+                    replicas: workload.replicas,
+                    ready: workload.ready(self.now),
+                }
+            }),
             services: self
                 .services
                 .iter()
@@ -301,7 +323,11 @@ impl World {
         let services = self.services.iter().map(|(name, service)| ((SERVICE, name.clone()), service.version));
         let routes = self.routes.iter().map(|(name, route)| ((name.kind.name(), name.name.clone()), route.version));
         let runs = self.analyses.iter().map(|(name, run)| ((ANALYSIS, name.clone()), run.version));
-        Versions { of: sets.chain(services).chain(routes).chain(runs).collect(), status: self.status_version }
+        let workload = self.workload.iter().map(|it| ((DEPLOYMENT, DEPLOYMENT.to_owned()), it.version));
+        Versions {
+            of: sets.chain(services).chain(routes).chain(runs).chain(workload).collect(),
+            status: self.status_version,
+        }
     }
 
     /// Performs an effect that was decided on the present state.
@@ -340,6 +366,12 @@ impl World {
                 check(REPLICA_SET, revision, set.version)?;
                 set.replicas = *replicas;
                 set.version += 1;
+            }
+            Effect::ScaleWorkload { workload, replicas } => {
+                let state = self.workload.as_mut().ok_or_else(|| missing(DEPLOYMENT, workload))?;
+                check(DEPLOYMENT, DEPLOYMENT, state.version)?;
+                state.replicas = *replicas;
+                state.version += 1;
             }
             Effect::DeleteReplicaSet { revision } => {
                 let set = self.replica_sets.get(revision).ok_or_else(|| missing(REPLICA_SET, revision))?;

@@ -103,10 +103,13 @@ seccompProfile: {type: RuntimeDefault}
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch, create, patch, delete]
-# The template of a Rollout with `workloadRef`.
+# The template of a Rollout with `workloadRef`, and how many pods that Deployment has of its own.
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch]
+- apiGroups: [apps]
+  resources: [deployments/scale]
+  verbs: [patch]
 # Which side a Service selects, and whether its endpoints are ready.
 - apiGroups: [""]
   resources: [services]

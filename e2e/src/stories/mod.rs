@@ -64,6 +64,7 @@ pub fn all() -> Vec<Story> {
             breaks_components: true,
             ..story!(300, ledger::two_clusters_on_one_path_have_a_log_each_and_revert_together)
         },
+        story!(300, endings::a_deployment_is_adopted_and_handed_back),
         story!(300, endings::nothing_is_left_steered_by_an_uninstallation_or_a_deletion),
         story!(180, releases::two_rollouts_move_at_the_same_time),
         story!(180, faults::a_hand_edit_of_the_route_is_put_back),

@@ -507,6 +507,7 @@ pub fn describe(effect: &Effect, rollout: &str) -> String {
             format!("set the header routes of {route}: {names}")
         }
         Effect::StartAnalysis { name, .. } => format!("start AnalysisRun {name}"),
+        Effect::ScaleWorkload { workload, replicas } => format!("scale Deployment {workload} to {replicas}"),
         Effect::AddFinalizer => "see to it that a deletion hands back what is steered".to_owned(),
         Effect::RemoveFinalizer { .. } => "let the Rollout go".to_owned(),
         Effect::EndAnalysis { name } => format!("end AnalysisRun {name}"),
