@@ -338,7 +338,7 @@ mod tests {
         assert!(uri.starts_with("/apis/apps/v1/namespaces/shop/deployments/web/scale?"), "{uri}");
         let patch = json!([{"op": "test", "path": "/metadata/uid", "value": "d1"},
             {"op": "test", "path": "/spec/replicas", "value": 4},
-            {"op": "replace", "path": "/spec/replicas", "value": 0}]);
+            {"op": "add", "path": "/spec/replicas", "value": 0}]);
         assert_eq!(body, patch);
         assert_eq!(writer.index().deployment(&key).unwrap().replicas, 0);
         // What was on its way before tells nothing new.
@@ -348,6 +348,9 @@ mod tests {
         writer.perform(&rollout(), &to(5)).await.unwrap();
         let seen = writer.index().deployment(&key).unwrap();
         assert_eq!((seen.replicas, seen.ready), (5, 0));
+        // The API server leaves a 0 out of a Scale.
+        let patch = script.requests.lock().unwrap()[1].2.clone();
+        assert_eq!(patch[1], json!({"op": "test", "path": "/spec", "value": {}}));
     }
 
     #[tokio::test]

@@ -210,10 +210,15 @@ impl Writer {
         replicas: i32,
     ) -> Result<(), WriteError> {
         let kind = Kind::Deployment;
+        // A Scale of 0 is written without a number.
+        let (path, value) = match seen.replicas {
+            0 => ("/spec", json!({})),
+            some => ("/spec/replicas", json!(some)),
+        };
         let patch = serde_json::from_value(json!([
             {"op": "test", "path": "/metadata/uid", "value": seen.identity.uid},
-            {"op": "test", "path": "/spec/replicas", "value": seen.replicas},
-            {"op": "replace", "path": "/spec/replicas", "value": replicas},
+            {"op": "test", "path": path, "value": value},
+            {"op": "add", "path": "/spec/replicas", "value": replicas},
         ]));
         let patch: Patch<()> = Patch::Json(patch.map_err(|error| WriteError::Unprepared(error.to_string()))?);
         let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
