@@ -511,6 +511,7 @@ pub fn state(spec: &AnalysisRunSpec, status: Option<&AnalysisRunStatus>) -> Anal
         terminating: spec.terminate,
         interval: spec.metrics.iter().filter_map(|metric| metric.interval).max().map(|interval| interval.delta()),
         hold_until: holding.filter_map(|(metric, result)| hold_ends(metric, result)).min(),
+        changed: None,
     }
 }
 

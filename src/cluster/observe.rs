@@ -6,13 +6,15 @@
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest, Sha256};
+
 use super::index::Index;
 use super::kinds::Kind;
 use super::objects::{Key, RolloutObject, Undecodable};
 use crate::analysis::resolve::{self, Ending, Template};
 use crate::api::{
-    AnalysisReference, AnalysisTemplateSpec, CanaryStrategy, InterventionAction, InterventionStatus, Metric,
-    ProviderKind, References, RolloutSpec, RolloutStatus, RouteKey, names,
+    AnalysisPhase, AnalysisReference, AnalysisRunSpec, AnalysisTemplateSpec, CanaryStrategy, InterventionAction,
+    InterventionStatus, Metric, ProviderKind, References, RolloutSpec, RolloutStatus, RouteKey, names,
 };
 use crate::engine::{
     self, AnalysisState, InterventionState, LedgerState, Problem, RevisionState, RouteState, ServiceState, Snapshot,
@@ -83,7 +85,7 @@ pub fn observe(index: &Index, rollout: &RolloutObject, ledger: LedgerState, epoc
         workload: workload_state,
         services,
         routes,
-        analyses: observe_analyses(index, rollout),
+        analyses: observe_analyses(index, rollout, &spec),
         interventions: observe_interventions(index, &key, &status),
         ledger,
         source_commit: source.annotations.get(names::SOURCE_COMMIT).cloned(),
@@ -271,15 +273,42 @@ fn observe_routes(
     routes
 }
 
-fn observe_analyses(index: &Index, rollout: &RolloutObject) -> BTreeMap<String, AnalysisState> {
+fn observe_analyses(index: &Index, rollout: &RolloutObject, asked: &RolloutSpec) -> BTreeMap<String, AnalysisState> {
     let runs = index.analysis_runs_of(&rollout.identity.key());
     runs.iter()
         .filter(|run| run.identity.owner.as_deref() == Some(rollout.identity.uid.as_str()))
         .filter_map(|run| {
             let spec = run.spec.as_ref().ok()?;
-            Some((run.identity.name.clone(), crate::analysis::judge::state(spec, run.status.as_ref())))
+            let mut state = crate::analysis::judge::state(spec, run.status.as_ref());
+            if state.phase == AnalysisPhase::Failed {
+                state.changed = changed(index, rollout, asked, spec);
+            }
+            Some((run.identity.name.clone(), state))
         })
         .collect()
+}
+
+/// Whether a run was made by another text of its templates than the present one: the hashes of the two.
+fn changed(
+    index: &Index,
+    rollout: &RolloutObject,
+    asked: &RolloutSpec,
+    run: &AnalysisRunSpec,
+) -> Option<(String, String)> {
+    let named = named_analyses(asked);
+    // A background analysis that was spent is followed by another one, under a stage of its own.
+    let (_, _, analysis) = named.iter().find(|(_, stage, _)| match stage.as_str() {
+        "background" => run.stage.starts_with("background"),
+        stage => run.stage == stage,
+    })?;
+    let present = resolve(index, rollout, &run.revision, &run.stage, analysis).ok()?;
+    (present != run.metrics).then(|| (hash(&run.metrics), hash(&present)))
+}
+
+/// Ten hex digits that stand for metrics with every argument filled in.
+fn hash(metrics: &[Metric]) -> String {
+    let text = serde_json::to_vec(metrics).unwrap_or_default();
+    names::hex(&Sha256::digest(text)).chars().take(10).collect()
 }
 
 /// The words that wait to be taken. When the status was lost, so was the memory of what was taken: an abort that
@@ -319,6 +348,14 @@ fn observe_interventions(index: &Index, key: &Key, status: &RolloutStatus) -> Ve
 /// What is wrong with the analyses a Rollout names, each with its field.
 fn analysis_problems(index: &Index, rollout: &RolloutObject, spec: &RolloutSpec) -> Vec<Problem> {
     let revision = spec.template.revision();
+    let resolved = named_analyses(spec)
+        .into_iter()
+        .map(|(field, stage, analysis)| (field, resolve(index, rollout, &revision, &stage, analysis)));
+    resolved.filter_map(|(field, found)| Some(under(&field, found.err()?))).flatten().collect()
+}
+
+/// Each analysis that a Rollout names: its field, its stage, and what it refers to.
+fn named_analyses(spec: &RolloutSpec) -> Vec<(String, String, &AnalysisReference)> {
     let mut named: Vec<(String, String, &AnalysisReference)> = Vec::new();
     if let Some(canary) = &spec.strategy.canary {
         if let Some(background) = &canary.analysis {
@@ -343,12 +380,11 @@ fn analysis_problems(index: &Index, rollout: &RolloutObject, spec: &RolloutSpec)
             }
         }
     }
-    let resolved =
-        named.iter().map(|(field, stage, analysis)| (field, resolve(index, rollout, &revision, stage, analysis)));
-    resolved.filter_map(|(field, found)| Some(under(field, found.err()?))).flatten().collect()
+    named
 }
 
-fn under(root: &str, problems: Vec<Problem>) -> impl Iterator<Item = Problem> {
+fn under(root: &str, problems: Vec<Problem>) -> impl Iterator<Item = Problem> + use<> {
+    let root = root.to_owned();
     problems.into_iter().map(move |problem| Problem {
         field: Some(problem.field.map_or_else(|| root.to_owned(), |field| format!("{root}.{field}"))),
         ..problem
@@ -460,7 +496,9 @@ mod tests {
     use super::*;
     use chrono::Utc;
 
-    use crate::api::{Phase, PodTemplate, Release, ReleaseState, RouteKind, SourceHistory, TransitionEvent};
+    use crate::api::{
+        Abort, AbortCause, Phase, PodTemplate, Release, ReleaseState, RouteKind, SourceHistory, TransitionEvent,
+    };
     use crate::engine::Turn;
     use crate::engine::decide::decide;
 
@@ -869,6 +907,75 @@ mod tests {
                 status.pending_log.iter().map(|it| (it.sequence, it.event, it.reason.as_str())).collect();
             assert_eq!(told, [(8, TransitionEvent::Recovered, "StatusLost")], "{damaged}: the numbers go on");
         }
+    }
+
+    #[test]
+    fn whoever_mends_the_analysis_that_judged_is_told_what_tries_again() {
+        let (_, stable, canary) = in_the_middle(Value::Null);
+        let mut aborted = recorded(&stable, &canary);
+        let abort = Abort {
+            cause: AbortCause::Verdict,
+            message: "errors: too many".to_owned(),
+            at: "2026-01-01T01:30:00Z".parse().unwrap(),
+            actor: None,
+        };
+        let release = aborted.release.as_mut().unwrap();
+        (release.state, release.abort) = (ReleaseState::Aborted, Some(abort));
+        let denied = json!({"revision": canary.revision(), "message": "errors: too many", "aborts": 1,
+            "attempt": 1, "at": "2026-01-01T01:30:00Z"});
+        aborted.denied.push(serde_json::from_value(denied).unwrap());
+        let (index, ..) = in_the_middle(serde_json::to_value(&aborted).unwrap());
+        let web = index.rollout(&Key::new("shop", "web")).unwrap();
+        let spec = web.spec.clone().unwrap();
+        let background = &spec.strategy.canary.as_ref().unwrap().analysis.as_ref().unwrap().analysis;
+        let metrics = resolve(&index, &web, &canary.revision(), "background", background).unwrap();
+        put(
+            &index,
+            Kind::AnalysisRun,
+            json!({
+                "metadata": {"name": "run", "uid": "run", "resourceVersion": "1", "ownerReferences": [
+                    {"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "name": "web", "uid": "web", "controller": true}]},
+                "spec": {"rollout": "web", "revision": canary.revision(), "attempt": 1, "stage": "background",
+                    "metrics": metrics},
+                "status": {"phase": "Failed", "message": "errors: too many"}
+            }),
+        );
+        // The canary's pods are still kept, and the Services and routes are as they were left: only what is said counts.
+        let said = |index: &Index| {
+            let rollout = index.rollout(&Key::new("shop", "web")).unwrap();
+            let ledger = LedgerState { read: true, ..LedgerState::default() };
+            let mut snapshot = observe(index, &rollout, ledger, 1).unwrap();
+            snapshot.finalizer = true;
+            for route in snapshot.routes.values_mut() {
+                route.rules[0] = crate::engine::RuleState { base: 100, stable: 100, canary: 0 };
+                route.accepted = true;
+            }
+            let ready = [(stable.revision(), 1)];
+            snapshot.services.get_mut("web-stable").unwrap().ready = ready.into();
+            match decide(&snapshot, "2026-01-01T02:00:00Z".parse().unwrap()) {
+                Turn::Advance(status) => *status,
+                turn => panic!("{turn:?}"),
+            }
+        };
+        let before = said(&index);
+        assert_eq!(before.phase, Phase::Aborted);
+        assert!(!before.message.contains("has changed since"), "{}", before.message);
+
+        // A threshold is mended, and nothing else.
+        let mut mended = template("prom");
+        mended["metadata"]["resourceVersion"] = json!("2");
+        mended["spec"]["metrics"][0]["successCondition"] = json!("result[0] < 0.01");
+        put(&index, Kind::AnalysisTemplate, mended);
+        let after = said(&index);
+        let part = ". The analysis that judged it has changed since (";
+        let (head, rest) = after.message.split_once(part).unwrap_or_else(|| panic!("{}", after.message));
+        assert_eq!(head, before.message);
+        let (then, rest) = rest.split_once(" then, ").unwrap();
+        let (now, rest) = rest.split_once(" now): ").unwrap();
+        assert!(then.len() == 10 && now.len() == 10 && then != now, "{then} {now}");
+        assert_eq!(rest, "`kubectl rollout-status retry web` tries again by the new one");
+        assert_eq!((after.phase, after.pending_log.len()), (Phase::Aborted, 0), "the edit alone tries nothing");
+        assert_eq!(after.denied, before.denied, "and lifts nothing");
     }
 
     #[test]

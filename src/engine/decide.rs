@@ -1970,14 +1970,31 @@ impl<'a> Decision<'a> {
     }
 
     fn describe_aborted(&mut self, abort: &Abort) {
-        let message = format!("{}; stable serves everything. Revert the commit, or retry", abort.message);
+        let mut message = format!("{}; stable serves everything. Revert the commit, or retry", abort.message);
+        message += &self.judged_by_another_text();
         self.describe(Phase::Aborted, &format!("{:?}", abort.cause), &message);
     }
 
     fn describe_denied(&mut self, reason: &str) {
         let desired = self.desired.clone();
-        let message = format!("revision {desired} was aborted before ({reason}); change the template, or retry it");
+        let mut message = format!("revision {desired} was aborted before ({reason}); change the template, or retry it");
+        message += &self.judged_by_another_text();
         self.describe(Phase::Aborted, "Denied", &message);
+    }
+
+    /// Whoever mends the analysis that judged wrongly must know that this alone tries nothing again.
+    fn judged_by_another_text(&self) -> String {
+        let runs = self.snapshot.analyses.values().filter(|run| run.revision == self.desired);
+        let Some(last) = runs.filter(|run| run.phase == AnalysisPhase::Failed).max_by_key(|run| run.attempt) else {
+            return String::new();
+        };
+        last.changed.as_ref().map_or_else(String::new, |(then, now)| {
+            format!(
+                ". The analysis that judged it has changed since ({then} then, {now} now): `kubectl rollout-status \
+                 retry {}` tries again by the new one",
+                self.snapshot.name
+            )
+        })
     }
 
     fn stalled(mut self, problem: &Problem) -> Turn {

@@ -227,6 +227,8 @@ pub struct AnalysisState {
     pub interval: Option<chrono::TimeDelta>,
     /// When the hold for missing data runs out.
     pub hold_until: Option<DateTime<Utc>>,
+    /// What it measures by is not what its templates say now: the hashes then and now.
+    pub changed: Option<(String, String)>,
 }
 
 /// An Intervention that waits to be taken.

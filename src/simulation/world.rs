@@ -258,6 +258,7 @@ impl World {
             terminating: run.terminating,
             interval: Some(run.interval),
             hold_until: run.hold_until,
+            changed: None,
         };
         let steers = |spec: &RolloutSpec| {
             let named = spec.references();
