@@ -11,7 +11,7 @@ use kube::core::{ApiResource, DynamicObject};
 use super::kinds::Kind;
 use super::objects::{
     AnalysisRunObject, DeployRepoObject, DeploymentObject, EndpointSliceObject, Identity, InterventionObject, Key,
-    ReplicaSetObject, RolloutObject, RouteObject, ServiceObject, Undecodable, decode,
+    PodObject, ReplicaSetObject, RolloutObject, RouteObject, ServiceObject, Undecodable, decode,
 };
 use crate::api::{
     AnalysisTemplateSpec, ClusterAnalysisTemplateSpec, ClusterMetricProviderSpec, MetricProviderSpec, RolloutSpec,
@@ -32,6 +32,7 @@ pub struct SpecObject<Spec> {
 struct Shelves {
     rollouts: Shelf<RolloutObject>,
     replica_sets: Shelf<ReplicaSetObject>,
+    pods: Shelf<PodObject>,
     deployments: Shelf<DeploymentObject>,
     services: Shelf<ServiceObject>,
     endpoint_slices: Shelf<EndpointSliceObject>,
@@ -172,6 +173,11 @@ impl Index {
         self.read(|shelves| shelves.members_of(Kind::ReplicaSet, rollout, &shelves.replica_sets))
     }
 
+    /// The pods of a Rollout, those that are still ending included.
+    pub fn pods_of(&self, rollout: &Key) -> Vec<Arc<PodObject>> {
+        self.read(|shelves| shelves.members_of(Kind::Pod, rollout, &shelves.pods))
+    }
+
     /// The EndpointSlices of a Service.
     pub fn endpoint_slices_of(&self, service: &Key) -> Vec<Arc<EndpointSliceObject>> {
         self.read(|shelves| shelves.members_of(Kind::EndpointSlice, service, &shelves.endpoint_slices))
@@ -269,6 +275,11 @@ impl Shelves {
                 self.join(kind, Key::new(key.namespace.clone(), set.rollout.clone()), &key);
                 self.replica_sets.put(&key, set);
             }
+            Kind::Pod => {
+                let pod = PodObject::of(object);
+                self.join(kind, Key::new(key.namespace.clone(), pod.rollout.clone()), &key);
+                self.pods.put(&key, pod);
+            }
             Kind::Deployment => {
                 self.deployments.put(&key, DeploymentObject::of(object));
                 for rollout in &concerned {
@@ -316,6 +327,7 @@ impl Shelves {
                 self.rollouts.0.remove(key);
             }
             Kind::ReplicaSet => self.replica_sets.0.remove(key).map_or((), drop),
+            Kind::Pod => self.pods.0.remove(key).map_or((), drop),
             Kind::Deployment => {
                 self.deployments.0.remove(key);
                 for rollout in self.concerned(kind, key) {
@@ -345,6 +357,7 @@ impl Shelves {
         match kind {
             Kind::Rollout => self.rollouts.keys(),
             Kind::ReplicaSet => self.replica_sets.keys(),
+            Kind::Pod => self.pods.keys(),
             Kind::Deployment => self.deployments.keys(),
             Kind::Service => self.services.keys(),
             Kind::EndpointSlice => self.endpoint_slices.keys(),
@@ -363,6 +376,7 @@ impl Shelves {
         match kind {
             Kind::Rollout => self.rollouts.0.get(key).map(|object| &object.identity),
             Kind::ReplicaSet => self.replica_sets.0.get(key).map(|object| &object.identity),
+            Kind::Pod => self.pods.0.get(key).map(|object| &object.identity),
             Kind::Deployment => self.deployments.0.get(key).map(|object| &object.identity),
             Kind::Service => self.services.0.get(key).map(|object| &object.identity),
             Kind::EndpointSlice => self.endpoint_slices.0.get(key).map(|object| &object.identity),
@@ -391,6 +405,7 @@ impl Shelves {
                 concerned
             }
             Kind::ReplicaSet => self.replica_sets.0.get(key).map(|set| of(&set.rollout)).into_iter().collect(),
+            Kind::Pod => self.pods.0.get(key).map(|pod| of(&pod.rollout)).into_iter().collect(),
             Kind::EndpointSlice => {
                 let service = self.endpoint_slices.0.get(key).map(|slice| of(&slice.service));
                 service.map(|service| referred(Kind::Service, &service)).unwrap_or_default()

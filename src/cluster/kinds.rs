@@ -11,6 +11,8 @@ pub enum Kind {
     Rollout,
     /// `apps` ReplicaSet, ours only.
     ReplicaSet,
+    /// Core Pod, of our ReplicaSets only.
+    Pod,
     /// `apps` Deployment.
     Deployment,
     /// Core Service.
@@ -37,9 +39,10 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Rollout,
         Self::ReplicaSet,
+        Self::Pod,
         Self::Deployment,
         Self::Service,
         Self::EndpointSlice,
@@ -75,6 +78,7 @@ impl Kind {
     pub fn label_selector(self) -> Option<&'static str> {
         match self {
             Self::ReplicaSet => Some(names::ROLLOUT),
+            Self::Pod => Some(names::REVISION),
             _ => None,
         }
     }
@@ -112,6 +116,7 @@ impl Kind {
         match self {
             Self::Rollout => (GROUP, VERSION, "Rollout", "rollouts"),
             Self::ReplicaSet => ("apps", "v1", "ReplicaSet", "replicasets"),
+            Self::Pod => ("", "v1", "Pod", "pods"),
             Self::Deployment => ("apps", "v1", "Deployment", "deployments"),
             Self::Service => ("", "v1", "Service", "services"),
             Self::EndpointSlice => ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),

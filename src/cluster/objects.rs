@@ -223,6 +223,74 @@ impl ReplicaSetObject {
     }
 }
 
+/// A pod of one of our ReplicaSets, from its beginning until it is gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodObject {
+    /// What every object has.
+    pub identity: Identity,
+    /// The Rollout it belongs to.
+    pub rollout: String,
+    /// Its revision.
+    pub revision: String,
+    /// None of its containers runs any more, or will again.
+    pub finished: bool,
+    /// What keeps it from starting, if the cluster says so.
+    pub trouble: Option<String>,
+}
+
+impl PodObject {
+    /// Reads a pod that carries our label.
+    pub fn of(object: &DynamicObject) -> Self {
+        let labels = object.metadata.labels.as_ref();
+        let revision = labels.and_then(|labels| labels.get(names::REVISION)).cloned().unwrap_or_default();
+        // Its ReplicaSet is `<rollout>-<revision>`; names are kept short enough that none is ever cut.
+        let owners = object.metadata.owner_references.iter().flatten();
+        let owner = owners.into_iter().find(|owner| owner.controller == Some(true) && owner.kind == "ReplicaSet");
+        let rollout = owner.and_then(|owner| owner.name.strip_suffix(&revision)?.strip_suffix('-'));
+        let text = |pointer: &str| object.data.pointer(pointer).and_then(Value::as_str);
+        Self {
+            rollout: rollout.unwrap_or_default().to_owned(),
+            finished: matches!(text("/status/phase"), Some("Succeeded" | "Failed")),
+            trouble: pod_trouble(&object.data),
+            identity: Identity::of(object),
+            revision,
+        }
+    }
+}
+
+/// So many letters of what the cluster says of a pod are kept.
+const LONGEST_TROUBLE: usize = 200;
+
+/// What keeps a pod from starting: it cannot be placed, or one of its containers cannot begin or does not stay.
+fn pod_trouble(data: &Value) -> Option<String> {
+    let list = |pointer: &str| data.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+    let said = |reason: &str, message: Option<&str>| match message {
+        Some(message) if !message.is_empty() => {
+            // An image that cannot be pulled fills a page; its beginning tells what is wrong.
+            let (mut head, rest) = (message.to_owned(), message.char_indices().nth(LONGEST_TROUBLE));
+            if let Some((end, _)) = rest {
+                head.truncate(end);
+                head.push('…');
+            }
+            format!("{reason}: {head}")
+        }
+        _ => reason.to_owned(),
+    };
+    let unplaced = list("/status/conditions").find_map(|condition| {
+        let is_it = condition["type"] == "PodScheduled" && condition["status"] == "False";
+        is_it.then(|| said(condition["reason"].as_str().unwrap_or("Unschedulable"), condition["message"].as_str()))
+    });
+    let begins = ["ContainerCreating", "PodInitializing"];
+    let mut containers = list("/status/initContainerStatuses").chain(list("/status/containerStatuses"));
+    unplaced.or_else(|| {
+        containers.find_map(|container| {
+            let waiting = container.pointer("/state/waiting")?;
+            let reason = waiting["reason"].as_str().filter(|reason| !begins.contains(reason))?;
+            Some(said(reason, waiting["message"].as_str()))
+        })
+    })
+}
+
 /// A Deployment that a Rollout may take its template from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeploymentObject {
@@ -361,6 +429,41 @@ mod tests {
         })));
         assert_eq!(slice.service, "web");
         assert_eq!(slice.ready_pods, ["web-1-a", "web-2-c"]);
+    }
+
+    #[test]
+    fn a_pod_is_its_rollouts_and_says_what_keeps_it_from_starting() {
+        let pod = |status: Value| {
+            PodObject::of(&object(json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "web-0a1b2c3d4e-x", "namespace": "shop", "labels": {"sluice.dev/revision": "0a1b2c3d4e"},
+                    "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "my-web-0a1b2c3d4e",
+                        "uid": "s", "controller": true}]},
+                "spec": {}, "status": status
+            })))
+        };
+        let fresh = pod(json!({"phase": "Pending"}));
+        assert_eq!((fresh.rollout.as_str(), fresh.revision.as_str()), ("my-web", "0a1b2c3d4e"));
+        assert_eq!((fresh.finished, fresh.trouble), (false, None));
+        for phase in ["Succeeded", "Failed"] {
+            assert!(pod(json!({"phase": phase})).finished);
+        }
+        let waiting = |reason: &str| {
+            pod(json!({"phase": "Pending", "containerStatuses": [{"state": {"running": {}}},
+                {"state": {"waiting": {"reason": reason, "message": "no such tag"}}}]}))
+        };
+        assert_eq!(waiting("ContainerCreating").trouble, None, "that is how every pod begins");
+        assert_eq!(waiting("ImagePullBackOff").trouble.as_deref(), Some("ImagePullBackOff: no such tag"));
+        let unplaced = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
+            "reason": "Unschedulable", "message": "0/3 nodes are available: 3 Insufficient memory."}]});
+        let told = "Unschedulable: 0/3 nodes are available: 3 Insufficient memory.";
+        assert_eq!(pod(unplaced).trouble.as_deref(), Some(told));
+        let long =
+            pod(json!({"containerStatuses": [{"state": {"waiting": {"reason": "R", "message": "ü".repeat(999)}}}]}));
+        assert_eq!(long.trouble.unwrap(), format!("R: {}…", "ü".repeat(200)));
+        let stranger =
+            PodObject::of(&object(json!({"metadata": {"name": "x", "labels": {"sluice.dev/revision": "a"}}})));
+        assert_eq!(stranger.rollout, "");
     }
 
     #[test]

@@ -128,18 +128,24 @@ fn workload_problem(index: &Index, key: &Key, spec: &RolloutSpec) -> Option<Prob
 
 fn observe_revisions(index: &Index, rollout: &RolloutObject) -> BTreeMap<String, RevisionState> {
     let sets = index.replica_sets_of(&rollout.identity.key());
+    let pods = index.pods_of(&rollout.identity.key());
     sets.iter()
         .filter(|set| set.identity.owner.as_deref() == Some(rollout.identity.uid.as_str()) && !set.identity.deleting)
         .map(|set| {
+            let own = || pods.iter().filter(|pod| pod.revision == set.revision);
+            let unfinished = own().filter(|pod| !pod.finished).count();
+            let trouble = || own().filter(|pod| !pod.identity.deleting).find_map(|pod| pod.trouble.clone());
             let state = RevisionState {
                 replicas: set.replicas,
                 current: set.current,
+                // A pod is gone when both say so: each may lag behind the other.
+                unfinished: i32::try_from(unfinished).unwrap_or(i32::MAX).max(set.current),
                 ready: set.ready,
                 available: set.available,
                 observed: set.observed,
                 created_at: set.identity.created_at,
                 template: set.template.clone(),
-                trouble: set.trouble.clone(),
+                trouble: set.trouble.clone().or_else(trouble),
             };
             (set.revision.clone(), state)
         })
@@ -976,6 +982,42 @@ mod tests {
         assert_eq!(rest, "`kubectl rollout-status retry web` tries again by the new one");
         assert_eq!((after.phase, after.pending_log.len()), (Phase::Aborted, 0), "the edit alone tries nothing");
         assert_eq!(after.denied, before.denied, "and lifts nothing");
+    }
+
+    #[test]
+    fn a_pod_counts_until_both_its_set_and_itself_are_gone() {
+        let (index, _, canary) = in_the_middle(Value::Null);
+        let revision = canary.revision();
+        let pod = |name: &str, version: &str, ending: bool, phase: &str| {
+            let mut pod = json!({
+                "metadata": {"name": name, "uid": name, "resourceVersion": version,
+                    "labels": {"app": "web", "sluice.dev/revision": revision},
+                    "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
+                        "name": format!("web-{revision}"), "uid": "set"}]},
+                "status": {"phase": phase, "containerStatuses": [
+                    {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}}]}
+            });
+            if ending {
+                pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T01:00:00Z");
+            }
+            put(&index, Kind::Pod, pod);
+        };
+        let seen = || {
+            let state = look(&index, "web").revisions[&revision].clone();
+            (state.current, state.unfinished, state.trouble)
+        };
+        assert_eq!(seen(), (1, 1, None), "the set has one, which nobody has shown yet");
+        pod("a", "1", false, "Running");
+        let trouble = Some("CrashLoopBackOff: back-off 10s".to_owned());
+        assert_eq!(seen(), (1, 1, trouble.clone()));
+        pod("b", "1", true, "Running");
+        assert_eq!(seen(), (1, 2, trouble), "one that is ending still runs");
+        pod("b", "2", true, "Failed");
+        assert_eq!(seen().1, 1, "none of its processes is left");
+        pod("c", "1", true, "Running");
+        index.remove(Kind::Pod, &Key::new("shop", "c"), "c");
+        index.remove(Kind::Pod, &Key::new("shop", "a"), "a");
+        assert_eq!(seen(), (1, 1, None));
     }
 
     #[test]

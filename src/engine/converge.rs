@@ -310,7 +310,9 @@ impl View<'_> {
         if let Some(effect) = self.follow() {
             return effect;
         }
-        let total: i32 = revisions.values().map(|state| state.replicas.max(state.current)).sum();
+        // Who allows no pod too many means it: not even while an old one takes its time to end.
+        let existing = |state: &super::RevisionState| if surge == 0 { state.unfinished } else { state.current };
+        let total: i32 = revisions.values().map(|state| state.replicas.max(existing(state))).sum();
         let room = self.replicas().saturating_add(surge).saturating_sub(total);
         let short = sizes.iter().find(|(revision, size)| {
             revisions.get(*revision).is_none_or(|state| state.replicas < **size) && **size > 0
@@ -349,6 +351,11 @@ impl View<'_> {
             });
             if let Some(late) = late {
                 return late;
+            }
+            let ending: i32 = revisions.values().map(|state| state.unfinished.saturating_sub(state.current)).sum();
+            if surge == 0 && ending > 0 {
+                let message = format!("{ending} old pods are still ending, and maxSurge allows none beside them");
+                return hold(WaitOn::Pods, None, message);
             }
             let least = self.replicas().saturating_sub(unavailable);
             let message = format!("{serving} of {} pods are available, at least {least} must be", self.replicas());

@@ -114,8 +114,10 @@ pub struct Problem {
 pub struct RevisionState {
     /// Pods asked for.
     pub replicas: i32,
-    /// Pods that exist and are not finished.
+    /// Pods that exist, but for those that are ending.
     pub current: i32,
+    /// Pods that exist until their last process has ended.
+    pub unfinished: i32,
     /// Pods that are ready.
     pub ready: i32,
     /// Pods that have been ready for `minReadySeconds`.

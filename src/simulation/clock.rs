@@ -20,7 +20,8 @@ impl World {
         let routes = self.routes.values().filter(|route| route.trouble.is_none()).filter_map(|route| route.accept_at);
         let samples = self.analyses.values().filter(|run| self.tells(run)).map(|run| run.next_sample);
         let holds = self.analyses.values().filter(|run| run.live()).filter_map(|run| run.hold_until);
-        let all = pods.chain(available).chain(services).chain(routes).chain(samples).chain(holds);
+        let ends = self.replica_sets.values().flat_map(|set| &set.ending).copied();
+        let all = pods.chain(ends).chain(available).chain(services).chain(routes).chain(samples).chain(holds);
         all.filter(|at| *at > self.now).min()
     }
 
@@ -74,8 +75,9 @@ impl World {
             if set.pods.len() > wanted {
                 // Those that are not ready go first, then the youngest: as the ReplicaSet controller does.
                 set.pods.sort_by_key(|pod| (!pod.ready_for(TimeDelta::zero(), now), pod.created_at));
-                set.pods.truncate(wanted);
+                set.ending.extend(set.pods.drain(wanted..).map(|_| now + self.knobs.grace));
             }
+            set.ending.retain(|gone_at| *gone_at > now);
             let never = self.knobs.canary_never_ready && self.status.stable_revision.as_ref() != Some(revision);
             let ready_at = (!never).then(|| now + self.knobs.pod_ready_delay);
             set.pods.resize(wanted, Pod { created_at: now, ready_at });

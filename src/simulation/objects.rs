@@ -35,6 +35,8 @@ pub struct ReplicaSet {
     pub replicas: i32,
     /// Pods that exist, oldest first.
     pub pods: Vec<Pod>,
+    /// When each of those that were asked to end is gone.
+    pub ending: Vec<DateTime<Utc>>,
     /// When it was created.
     pub created_at: DateTime<Utc>,
     /// Moves with every change of its spec.
@@ -177,6 +179,8 @@ pub enum AfterHold {
 pub struct Knobs {
     /// From the creation of a pod to its being ready.
     pub pod_ready_delay: TimeDelta,
+    /// From a pod's being asked to end to its being gone.
+    pub grace: TimeDelta,
     /// New pods of any revision other than the stable one never become ready.
     pub canary_never_ready: bool,
     /// From a change of pods or selector to its being published.
@@ -195,6 +199,7 @@ impl Default for Knobs {
     fn default() -> Self {
         Self {
             pod_ready_delay: TimeDelta::seconds(2),
+            grace: TimeDelta::zero(),
             canary_never_ready: false,
             endpoint_delay: TimeDelta::milliseconds(100),
             accept_delay: TimeDelta::milliseconds(200),

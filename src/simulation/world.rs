@@ -160,6 +160,7 @@ impl World {
                 template: state.template.clone(),
                 replicas: state.replicas,
                 pods: pods.collect(),
+                ending: (state.current..state.unfinished).map(|_| now + world.knobs.grace).collect(),
                 created_at: state.created_at.unwrap_or(now),
                 version: 1,
             };
@@ -232,6 +233,7 @@ impl World {
         let revision = |set: &ReplicaSet| RevisionState {
             replicas: set.replicas,
             current: i32::try_from(set.pods.len()).unwrap_or(i32::MAX),
+            unfinished: i32::try_from(set.pods.len() + set.ending.len()).unwrap_or(i32::MAX),
             ready: count(set, TimeDelta::zero()),
             available: count(set, least),
             observed: true,
@@ -461,7 +463,8 @@ impl World {
     }
 
     fn create(&mut self, revision: &str, template: PodTemplate, replicas: i32) {
-        let set = ReplicaSet { template, replicas, pods: Vec::new(), created_at: self.now, version: 1 };
+        let set =
+            ReplicaSet { template, replicas, pods: Vec::new(), ending: Vec::new(), created_at: self.now, version: 1 };
         self.replica_sets.insert(revision.to_owned(), set);
     }
 

@@ -103,6 +103,10 @@ seccompProfile: {type: RuntimeDefault}
 - apiGroups: [apps]
   resources: [replicasets]
   verbs: [get, list, watch, create, patch, delete]
+# What keeps a pod from starting, and when it is really gone.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
 # The template of a Rollout with `workloadRef`, and how many pods that Deployment has of its own.
 - apiGroups: [apps]
   resources: [deployments]

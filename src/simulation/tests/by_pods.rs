@@ -183,3 +183,61 @@ fn more_pods_than_the_weight_needs_and_never_fewer() {
     until(&mut world, |world| world.status.phase == Phase::Paused && world.status.message.contains("0 of 1"));
     assert_eq!((pods(&world, NEW), canary_share(&world)), (1, 20));
 }
+
+/// Plays on until `done`. At each moment no more pods have a process than are asked for.
+fn never_too_many(world: &mut World, most: usize, done: impl Fn(&World) -> bool) -> Vec<String> {
+    let mut waits = Vec::new();
+    let end = world.now + TimeDelta::hours(2);
+    while !done(world) {
+        assert!(world.now < end, "{:?}: {}", world.status.phase, world.status.message);
+        if let Happened::Waits(wait) = world.turn() {
+            let at = world.wakes_at(&wait).unwrap_or_else(|| panic!("waits for ever: {wait:?}"));
+            waits.push(wait.message);
+            world.advance_to(at);
+        }
+        let alive = world.replica_sets.values().map(|set| set.pods.len() + set.ending.len());
+        assert!(alive.clone().sum::<usize>() <= most, "{:?}", alive.collect::<Vec<_>>());
+    }
+    waits
+}
+
+#[test]
+fn without_surge_a_new_pod_comes_when_the_old_one_has_ended() {
+    for (replicas, canary) in [
+        (1, json!({"maxSurge": 0, "maxUnavailable": 1})),
+        (20, json!({"maxSurge": "0%", "maxUnavailable": "100%"})),
+        (20, json!({"maxSurge": 0, "maxUnavailable": 3, "steps": [{"setWeight": 20}, {"pause": {"duration": "30s"}}]})),
+    ] {
+        let most = usize::try_from(replicas).unwrap();
+        let mut world = by_pods(replicas, canary);
+        // The process uses all the time it is given.
+        world.knobs.grace = TimeDelta::seconds(20);
+        push(&mut world, NEW);
+        let stable = template(NEW).revision();
+        let waits = never_too_many(&mut world, most, |world| {
+            world.status.phase == Phase::Ready && world.status.stable_revision.as_ref() == Some(&stable)
+        });
+        assert!(waits.iter().any(|wait| wait.contains("are still ending")), "{waits:?}");
+
+        // A version that never gets ready is given up, and is gone before what was there comes back.
+        world.knobs.canary_never_ready = true;
+        push(&mut world, "i:3");
+        never_too_many(&mut world, most, |world| world.status.phase == Phase::Aborted);
+        world.knobs.canary_never_ready = false;
+        never_too_many(&mut world, most, |world| ready(world) == most);
+        assert_eq!(pods(&world, NEW), most);
+    }
+}
+
+#[test]
+fn with_surge_nobody_waits_for_a_pod_that_takes_its_time_to_end() {
+    let mut world = by_pods(4, json!({"maxSurge": 1, "maxUnavailable": 0}));
+    world.knobs.grace = TimeDelta::hours(1);
+    push(&mut world, NEW);
+    let began = world.now;
+    let stable = template(NEW).revision();
+    never_too_many(&mut world, 8, |world| {
+        world.status.phase == Phase::Ready && world.status.stable_revision.as_ref() == Some(&stable)
+    });
+    assert!(world.now - began < TimeDelta::minutes(5));
+}
