@@ -172,6 +172,9 @@ pub struct Release {
     /// When the present stage's target was reached and its gate began to count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reached_at: Option<DateTime<Utc>>,
+    /// Since when a person is waited for in this stage, as it was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_at: Option<DateTime<Utc>>,
     /// Who approved the present stage.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<String>,

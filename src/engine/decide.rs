@@ -1123,9 +1123,12 @@ impl<'a> Decision<'a> {
                     );
                 }
                 if closed.on == WaitOn::Person {
-                    if self.snapshot.status.phase != Phase::Paused {
+                    // Once a stage: a pod that comes and goes while somebody thinks is no news for the log.
+                    if release.asked_at.is_none() {
                         let weight = self.weight();
                         let revision = release.revision.clone();
+                        release.asked_at = Some(self.now);
+                        self.next.release = Some(release.clone());
                         self.push(
                             TransitionEvent::Paused,
                             &revision,
@@ -1194,6 +1197,7 @@ impl<'a> Decision<'a> {
     fn reset_stage(&self, release: &mut Release) {
         release.stage_started_at = Some(self.now);
         release.reached_at = None;
+        release.asked_at = None;
         release.approvals.clear();
         release.gate_skipped = false;
         release.stages = self.plan.len();

@@ -213,6 +213,13 @@ impl World {
         }
     }
 
+    /// Somebody deletes the ReplicaSet of a revision, and its pods go with it.
+    pub fn delete_replica_set(&mut self, revision: &str) {
+        if self.replica_sets.remove(revision).is_some() {
+            self.outside(format!("the ReplicaSet of {revision} is deleted"));
+        }
+    }
+
     /// The status is gone: deleted, or damaged beyond reading.
     pub fn lose_status(&mut self) {
         self.status = RolloutStatus::default();

@@ -7,6 +7,7 @@ use crate::engine::{InterventionState, WaitOn};
 
 mod audit;
 mod blue_green;
+mod by_hand;
 mod by_pods;
 mod deletion;
 mod going_back;
