@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::converge::Convergence;
 use super::decide::{Decision, wait_for};
-use super::{Effect, Ending, Turn, Wait, WaitOn, WorkloadState};
+use super::{Effect, Ending, ServiceState, Turn, Wait, WaitOn, WorkloadState};
 use crate::api::{Condition, ConditionStatus, Conditions, ScaleDown, TransitionEvent, WORKLOAD_SCALED_DOWN};
 
 /// A Deployment that is scaled up again within this time is scaled down without another entry in the log: two
@@ -96,13 +96,22 @@ impl Decision<'_> {
             return Err(None);
         }
         // Requests reach the Deployment's pods until every proxy knows that the Service has other ones now.
-        let since = match service {
-            Some(_) => self.next.seen.stable_service.as_ref().map(|fact| fact.since).ok_or(None)?,
-            None => snapshot.status.promoted_at.unwrap_or(self.now),
-        };
+        let known = service.as_ref().and_then(|name| snapshot.services.get(name));
+        if known.is_some_and(|service| service.selects.is_none() || self.foreign(service) > 0) {
+            return Err(None);
+        }
+        let fact = self.next.seen.stable_service.as_ref().map(|fact| fact.since);
+        // Without a Service of its own, or while that has no pod: it was promoted before anything of this could be.
+        let since = fact.or(snapshot.status.promoted_at).unwrap_or(self.now);
         let strategy = &snapshot.spec.strategy;
         let at = since.min(self.now) + strategy.settle().delta() + strategy.drain().delta();
         if at > self.now { Err(Some(at)) } else { Ok(0) }
+    }
+
+    /// Ready endpoints of a Service that are no pods of ours.
+    fn foreign(&self, service: &ServiceState) -> i32 {
+        let others = |(revision, _): &(&String, &i32)| !self.snapshot.revisions.contains_key(*revision);
+        service.ready.iter().filter(others).map(|(_, ready)| *ready).sum()
     }
 
     fn say_scaled_down(&mut self, status: ConditionStatus, reason: &str, message: String) {
@@ -156,10 +165,7 @@ impl Decision<'_> {
             return self.workload_not_ready();
         }
         let service = self.snapshot.spec.references().stable_service;
-        let published = service.and_then(|name| self.snapshot.services.get(&name)).map(|service| {
-            let others = |(revision, _): &(&String, &i32)| !self.snapshot.revisions.contains_key(*revision);
-            service.ready.iter().filter(others).map(|(_, ready)| *ready).sum::<i32>()
-        });
+        let published = service.and_then(|name| self.snapshot.services.get(&name)).map(|service| self.foreign(service));
         if published.is_some_and(|published| published < self.replicas()) {
             let message = format!("the endpoints of Deployment {} are not all published", workload.name);
             return Some(Convergence::Hold(wait_for(WaitOn::Endpoints, None, &message)));

@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use sluice::api::{InterventionAction, PodTemplate, RolloutSpec};
 use sluice::engine::RuleState;
-use sluice::simulation::{AfterHold, Answer, World};
+use sluice::simulation::{AfterHold, Answer, Workload, World};
 
 /// SplitMix64: small, and the same everywhere.
 #[derive(Clone, Debug)]
@@ -36,17 +36,25 @@ pub enum Event {
     Scale(i32),
     Steps(u8),
     PauseSpec(bool),
-    Kill { canary: bool, number: usize },
+    Kill {
+        canary: bool,
+        number: usize,
+    },
     SlowPods(i64),
     NeverReady(bool),
     AcceptDelay(i64),
     RouteTrouble(bool),
-    HandEdit { share: i32, second: bool },
+    HandEdit {
+        share: i32,
+        second: bool,
+    },
     Word(InterventionAction),
     Tie,
     Answer(Answer),
     Epoch,
     LoseStatus,
+    /// Somebody scales the Deployment that keeps the template.
+    ScaleWorkload(i32),
 }
 
 #[derive(Clone, Debug)]
@@ -58,6 +66,8 @@ pub struct History {
     pub endpoint_delay: i64,
     /// Whether there is a ledger.
     pub recorded: bool,
+    /// Pods of the Deployment that keeps the template, if one does.
+    pub workload: Option<i32>,
     /// Each with the milliseconds that pass before it.
     pub events: Vec<(i64, Event)>,
 }
@@ -113,10 +123,13 @@ pub const BLUE_GREEN: u64 = 1_000_000;
 pub const BY_PODS: u64 = 2_000_000;
 /// Seeds from here on are of a canary with routes whose stable version shrinks as it grows.
 pub const DYNAMIC: u64 = 3_000_000;
+/// Seeds from here on are of each of those in turn, which take over from a Deployment.
+pub const ADOPTED: u64 = 4_000_000;
 
 impl History {
     pub fn of(seed: u64) -> Self {
         let mut random = Random(seed.wrapping_mul(0x1000_0001).wrapping_add(7));
+        let family = if seed < ADOPTED { seed / BLUE_GREEN } else { seed % 4 } * BLUE_GREEN;
         let routes = 1 + usize::from(random.chance(25));
         let names: Vec<_> = ["web", "api"].iter().take(routes).map(|name| json!({"name": name})).collect();
         let replicas = random.of(&[1, 2, 3, 5, 5, 10]);
@@ -139,13 +152,13 @@ impl History {
                 "abortScaleDownDelaySeconds": random.of(&[0, 5, 30]),
             }},
         });
-        if seed >= DYNAMIC {
+        if family == DYNAMIC {
             spec["strategy"]["canary"]["dynamicStableScale"] = json!(true);
             if random.chance(40) {
                 spec["strategy"]["canary"]["minPodsPerReplicaSet"] = json!(random.of(&[2, 3]));
             }
         }
-        if (BY_PODS..DYNAMIC).contains(&seed) {
+        if family == BY_PODS {
             let surge = random.of(&[
                 (json!("25%"), json!("25%")),
                 (json!(1), json!(0)),
@@ -161,7 +174,7 @@ impl History {
                 canary["analysis"] = json!({"templates": [{"templateName": "b"}]});
             }
             spec["strategy"] = json!({"canary": canary});
-        } else if (BLUE_GREEN..BY_PODS).contains(&seed) {
+        } else if family == BLUE_GREEN {
             spec["strategy"] = json!({"blueGreen": {
                 "activeService": "stable",
                 "scaleDownDelaySeconds": random.of(&[0, 5, 30]),
@@ -184,7 +197,19 @@ impl History {
             let before = random.of(&[0, 100, 700, 2500, 4000, 9000, 15_000, 40_000]);
             events.push((before, event(&mut random)));
         }
-        Self { seed, spec, bases, after_hold, endpoint_delay, recorded, events }
+        let mut workload = None;
+        if seed >= ADOPTED {
+            let when = random.of(&["onsuccess", "progressively"]);
+            let named = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "scaleDown": when});
+            spec.workload_ref = Some(serde_json::from_value(named).unwrap());
+            workload = Some(replicas);
+            for _ in 0..random.below(4) {
+                let at = usize::try_from(random.below(events.len() as u64 + 1)).unwrap();
+                let event = Event::ScaleWorkload(random.of(&[0, 1, replicas, 12]));
+                events.insert(at, (random.of(&[0, 700, 9000, 40_000]), event));
+            }
+        }
+        Self { seed, spec, bases, after_hold, endpoint_delay, recorded, workload, events }
     }
 
     pub fn world(&self) -> World {
@@ -193,6 +218,7 @@ impl History {
             route.rules = vec![RuleState { base: *base, stable: *base, canary: 0 }];
         }
         world.ledger.configured = self.recorded;
+        world.workload = self.workload.map(|pods| Workload::running(template(1), pods, start() - TimeDelta::hours(1)));
         world.knobs.interval = TimeDelta::seconds(5);
         world.knobs.hold = TimeDelta::seconds(20);
         world.knobs.after_hold = self.after_hold;

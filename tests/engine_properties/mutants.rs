@@ -35,10 +35,14 @@ pub enum Mutant {
     GoesAtOnce,
     /// What is deleted first loses what traffic goes by.
     ReleasesInTraffic,
+    /// The Deployment's pods go before the Rollout's stand for them.
+    HandsOverEarly,
+    /// What an autoscaler makes of the Rollout brings pods of the Deployment back.
+    ScalesTheDeploymentAlong,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::RaiseBeforeReady,
         Self::ShrinkBeforeRoute,
         Self::SkipSettle,
@@ -62,6 +66,8 @@ impl Mutant {
         Self::ReplaceBeforeReady,
         Self::GoesAtOnce,
         Self::ReleasesInTraffic,
+        Self::HandsOverEarly,
+        Self::ScalesTheDeploymentAlong,
     ];
 
     /// The promise that it breaks, as the observers name it: another one that it breaks beside it does not count.
@@ -80,6 +86,7 @@ impl Mutant {
             Self::WriteAtRest => "L1",
             Self::ForgetWakeUp => "L3",
             Self::GoesAtOnce | Self::ReleasesInTraffic => "S17",
+            Self::HandsOverEarly | Self::ScalesTheDeploymentAlong => "H1",
         }
     }
 
@@ -242,6 +249,21 @@ impl Mutant {
                 match narrowed {
                     Some((service, _)) => Turn::Apply(Effect::SelectEveryRevision { service: service.clone() }),
                     None => turn,
+                }
+            }
+            (Self::HandsOverEarly, Turn::Wait(wait)) => match &snapshot.workload {
+                Some(workload) if workload.replicas > 0 && snapshot.ending.is_none() => {
+                    Turn::Apply(Effect::ScaleWorkload { workload: workload.name.clone(), replicas: 0 })
+                }
+                _ => Turn::Wait(wait),
+            },
+            (Self::ScalesTheDeploymentAlong, Turn::Apply(Effect::Scale { revision, replicas }))
+                if snapshot.workload.as_ref().is_some_and(|workload| workload.replicas == 0) =>
+            {
+                let workload = snapshot.workload.as_ref().map(|workload| workload.name.clone()).unwrap_or_default();
+                match snapshot.status.stable_revision.as_ref() == Some(&revision) && replicas > 0 {
+                    true => Turn::Apply(Effect::ScaleWorkload { workload, replicas }),
+                    false => Turn::Apply(Effect::Scale { revision, replicas }),
                 }
             }
             (Self::WriteAtRest, Turn::Wait(wait)) if wait.on == WaitOn::Nothing => {

@@ -134,6 +134,9 @@ impl Observers {
         if let Effect::SelectEveryRevision { service } = effect {
             self.released(before, service);
         }
+        if let Effect::ScaleWorkload { replicas, .. } = effect {
+            self.hand_over(before, *replicas);
+        }
         if by_pods(before) {
             self.replace(before, effect, after);
             return;
@@ -147,6 +150,25 @@ impl Observers {
             _ => {}
         }
         self.look(after);
+    }
+
+    /// H1: the Deployment's pods go only when the Rollout's stand for them, and come back only at its end.
+    fn hand_over(&mut self, before: &World, replicas: i32) {
+        let had = before.workload.as_ref().map_or(0, |workload| workload.replicas);
+        let own: i32 = before.replica_sets.keys().map(|revision| pods_ready(before, revision)).sum();
+        if replicas > had && self.deleted_at.is_none() {
+            self.fail(before, "H1", format!("the Deployment is scaled from {had} to {replicas}"));
+        }
+        let short = own + replicas < before.spec.replicas();
+        if replicas < had && short {
+            self.fail(before, "H1", format!("from {had} to {replicas} pods of the Deployment beside {own} ready ones"));
+        }
+        if replicas == 0 && before.status.stable_revision.is_none() {
+            self.fail(before, "H1", "the Deployment goes before anything is stable");
+        }
+        if replicas == 0 && endpoints(before, 0) > 0 && selects(before, 0).is_none() {
+            self.fail(before, "H1", "the Deployment goes while its pods have traffic");
+        }
     }
 
     fn weight(&mut self, before: &World, route: &RouteKey, percent: i32, after: &World) {
@@ -360,6 +382,10 @@ impl Observers {
 
     /// S17: whoever comes after it finds Services and routes as git declares them, and stable has all the weight.
     pub fn gone(&mut self, world: &World) {
+        let asked = world.spec.replicas();
+        if world.workload.as_ref().is_some_and(|workload| workload.replicas < asked) {
+            self.fail(world, "H1", "it goes without a Deployment that serves");
+        }
         for (name, service) in &world.services {
             if let Some(revision) = &service.selects {
                 self.fail(world, "S17", format!("{name} still selects {revision}"));

@@ -115,7 +115,9 @@ impl Run {
         self.trace.push(format!("{} EVENT {event:?}", now.format("%H:%M:%S%.3f")));
         let world = &mut self.world;
         match event.clone() {
+            Event::Template(number) if world.workload.is_some() => world.edit_workload(template(number)),
             Event::Template(number) => world.edit_spec(|spec| spec.template = template(number)),
+            Event::ScaleWorkload(replicas) => world.scale_workload(replicas),
             Event::Scale(replicas) => world.edit_spec(|spec| spec.replicas = Some(replicas)),
             Event::Steps(number) => world.edit_spec(|spec| with_steps(spec, number)),
             Event::PauseSpec(paused) => world.edit_spec(|spec| spec.paused = paused),
@@ -370,6 +372,10 @@ impl Run {
         }
         let weights = self.world.routes.values().flat_map(|route| &route.rules).map(|rule| rule.canary);
         let astray = weights.sum::<i32>() > 0;
+        let left = self.world.workload.as_ref().map_or(0, |workload| workload.replicas);
+        if left > 0 && self.world.status.stable_revision.is_some() {
+            self.violated("H1", format!("{left} pods of the Deployment are left for ever"));
+        }
         if astray && matches!(phase, Phase::Ready | Phase::Aborted) {
             self.violated("L1", format!("{phase:?}, but the canary has weight"));
         }
