@@ -862,7 +862,8 @@ impl<'a> Decision<'a> {
             return self.terminate(ending);
         };
         let since = since.min(self.now);
-        let late = |length: TimeDelta| self.now - since >= length;
+        let now = self.now;
+        let late = move |length: TimeDelta| now - since >= length;
         if late(END_TAKES_AT_MOST) {
             return Turn::Apply(Effect::RemoveFinalizer { unfinished: Some(self.snapshot.status.message.clone()) });
         }
@@ -881,7 +882,11 @@ impl<'a> Decision<'a> {
         }
         match step.unwrap_or_else(|| self.outbox()) {
             Convergence::Do(effect) => Turn::Apply(effect),
-            Convergence::Reached => Turn::Apply(Effect::RemoveFinalizer { unfinished: self.other_template() }),
+            Convergence::Reached => {
+                // Before that it was declared so, by whoever took the Rollout away.
+                let unfinished = self.other_template().filter(|_| late(WAY_BACK_TAKES_AT_MOST));
+                Turn::Apply(Effect::RemoveFinalizer { unfinished })
+            }
             Convergence::Hold(wait) => {
                 self.describe(Phase::Terminating, ending.reason(), &format!("{ending}; {}", wait.message));
                 self.conclude_by(Convergence::Hold(wait), Some(patience))

@@ -100,9 +100,12 @@ impl Decision<'_> {
         if known.is_some_and(|service| service.selects.is_none() || self.foreign(service) > 0) {
             return Err(None);
         }
-        let fact = self.next.seen.stable_service.as_ref().map(|fact| fact.since);
-        // Without a Service of its own, or while that has no pod: it was promoted before anything of this could be.
-        let since = fact.or(snapshot.status.promoted_at).unwrap_or(self.now);
+        let seen = &self.next.seen;
+        let fact = seen.stable_service.as_ref().map(|fact| fact.since);
+        // Without a Service of its own, or while that has no pod: it was promoted before anything of this could be. A
+        // status that was lost knows at least since when the weight has been what it is.
+        let weight = seen.weight.as_ref().map(|fact| fact.since);
+        let since = fact.or(snapshot.status.promoted_at).or(weight).unwrap_or(self.now);
         let strategy = &snapshot.spec.strategy;
         let at = since.min(self.now) + strategy.settle().delta() + strategy.drain().delta();
         if at > self.now { Err(Some(at)) } else { Ok(0) }
@@ -148,7 +151,9 @@ impl Decision<'_> {
     pub(super) fn workload_not_ready(&self) -> Option<Convergence> {
         let (workload, _) = self.workload()?;
         if let (Some(other), true) = (self.other_template(), workload.replicas < self.replicas()) {
-            let message = format!("{other}: go back to that, or what it has comes up without steps in 3 minutes");
+            let message = format!(
+                "{other}: go back to that, or what it has comes up without steps, 3 minutes after the end began"
+            );
             return Some(Convergence::Hold(wait_for(WaitOn::Person, None, &message)));
         }
         (workload.ready < self.replicas()).then(|| {

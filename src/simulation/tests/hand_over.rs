@@ -347,3 +347,14 @@ fn a_rollout_that_takes_over_no_more_says_nothing_of_it() {
     rest(&mut world);
     assert_eq!((replicas(&world), condition(&world)), (0, None));
 }
+
+#[test]
+fn whoever_takes_the_rollout_away_may_ask_for_a_new_version_of_the_deployment_at_once() {
+    let mut world = adopted(with_routes(), "onsuccess");
+    world.edit_workload(template(NEW));
+    world.scale_workload(5);
+    world.delete();
+    let effects = rest(&mut world);
+    assert!(world.gone);
+    assert_eq!(effects.last(), Some(&Effect::RemoveFinalizer { unfinished: None }));
+}
