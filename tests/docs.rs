@@ -97,6 +97,7 @@ fn links_lead_somewhere() {
         "docs/blue-green.md",
         "docs/canary-without-routes.md",
         "docs/adopt-a-deployment.md",
+        "docs/taking-it-out.md",
     ] {
         let text = read(document);
         for rest in text.split("](").skip(1) {
