@@ -765,6 +765,32 @@ mod tests {
     }
 
     #[test]
+    fn a_dot_in_a_name_is_part_of_the_name() {
+        let named = |index: &Index, name: &str, version: &str| {
+            let mut web = rollout("web", "2026-01-01T00:00:00Z");
+            web["metadata"]["resourceVersion"] = json!(version);
+            web["spec"]["strategy"]["canary"]["trafficRouting"] =
+                json!({"gatewayAPI": {"httpRoutes": [{"name": name}]}});
+            put(index, Kind::Rollout, web);
+        };
+        let placed = |index: &Index, namespace: &str, name: &str| {
+            let mut object = route("web-canary");
+            object["metadata"] = json!({"name": name, "namespace": namespace, "uid": name, "resourceVersion": "1"});
+            index.apply(Kind::Route(RouteKind::Http), &serde_json::from_value(object).unwrap());
+        };
+        let index = whole();
+        placed(&index, "shop", "web.public");
+        named(&index, "web.public", "2");
+        assert_eq!(look(&index, "web").problems, []);
+        // Another team's route is never looked for, whatever the name.
+        placed(&index, "team-b", "web");
+        named(&index, "web.team-b", "3");
+        let (reason, _, message) = problem(&index);
+        assert_eq!(reason, "RouteNotFound");
+        assert!(message.contains("shop/web.team-b"), "{message}");
+    }
+
+    #[test]
     fn what_does_not_fit_is_named_with_the_near_miss() {
         let index = whole();
         put(&index, Kind::Route(RouteKind::Http), {
