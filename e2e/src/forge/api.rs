@@ -143,6 +143,8 @@ pub struct Tip {
 /// What somebody said of a commit.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct CommitStatus {
+    /// Later ones have higher ones.
+    pub id: u64,
     /// Who said it, or about what; a later status of the same context takes its place.
     pub context: String,
     /// `pending`, `success`, `error` or `failure`.
@@ -265,7 +267,10 @@ impl Repository {
 
     /// What was said of a commit, the newest first.
     pub async fn commit_statuses(&self, sha: &str) -> Result<Vec<CommitStatus>> {
-        self.api().get(&self.at(&format!("/commits/{sha}/statuses"))).await
+        let mut statuses: Vec<CommitStatus> = self.api().get(&self.at(&format!("/commits/{sha}/statuses"))).await?;
+        // The forge orders them by the second, and those of one second anyhow.
+        statuses.sort_by_key(|status| std::cmp::Reverse(status.id));
+        Ok(statuses)
     }
 
     /// From now on each push is told to `url`, signed with `secret`.

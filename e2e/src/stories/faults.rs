@@ -40,11 +40,17 @@ pub(super) async fn a_hand_edit_of_the_route_is_put_back(world: &World) -> Resul
 pub(super) async fn an_invalid_rollout_stalls_and_recovers(world: &World) -> Result<()> {
     let mut shop = world.shop("invalid").await?;
     shop.first("v1").await?;
+    let first = shop.rollout().await?["status"]["revision"].clone();
     let traffic = shop.traffic().await?;
     // The canary Service in the route is misspelt: nothing may move, and the message names the near miss.
     shop.replace("{name: web-canary, port: 80, weight: 0}", "{name: web-canray, port: 80, weight: 0}");
     shop.release("v2").await?;
-    let stalled = shop.phase("Stalled", STEP).await?;
+    // The route is applied first: for a moment it is version 1 that stalls.
+    let stalled = wait_for("version 2 to stall", STEP, async || {
+        let rollout = shop.phase("Stalled", STEP).await?;
+        if rollout["status"]["revision"] == first { Err(anyhow!("it is still version 1")) } else { Ok(rollout) }
+    })
+    .await?;
     let message = stalled["status"]["message"].as_str().unwrap_or_default();
     ensure!(message.contains("web-canary") && message.contains("web-canray"), "it names what is wrong: {message}");
     ensure!(stalled["status"]["updatedReplicas"].as_i64().unwrap_or_default() == 0, "no canary pod exists");
