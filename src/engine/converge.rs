@@ -250,6 +250,9 @@ impl View<'_> {
             return self.write(100);
         }
         let serves = canary.selects == self.target.canary_service && !nothing(&canary);
+        // What stable had has come to the version on trial, and the plan goes on with that: who waited for a broken
+        // version would wait for the very thing that this release may be the cure of.
+        let alone = nothing(&stable) && ready_stable == 0 && narrowed && wanted && serves && !self.target.only_lower;
         if let Some(effect) = self.end_header_routes(serves) {
             return effect;
         }
@@ -279,6 +282,9 @@ impl View<'_> {
                 return wait;
             }
             return Convergence::Do(Effect::SelectRevision { service: canary_name, revision: wanted.clone() });
+        }
+        if alone && self.holds(100) {
+            return self.accepted(100);
         }
         let weight = self.target.weight;
         if self.holds(weight) {
@@ -422,6 +428,13 @@ impl View<'_> {
                 Some(fact) if fact.revision == *wanted => {
                     let settles = self.since(fact.since, self.settle(), "the active Service settles");
                     settles.unwrap_or(Convergence::Reached)
+                }
+                // What serves nothing cannot settle, and does not hold up the version that may be its cure.
+                _ if dead
+                    && !self.target.only_lower
+                    && self.target.canary_service.as_ref().is_some_and(|it| it != wanted) =>
+                {
+                    Convergence::Reached
                 }
                 _ => {
                     let message = format!("the active Service has no endpoints of revision {wanted} alone yet");

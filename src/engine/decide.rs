@@ -1388,7 +1388,11 @@ impl<'a> Decision<'a> {
             true => floor(Pods::ForWeight.size(replicas, 100_i32.saturating_sub(weight))),
             false => replicas,
         };
-        (stable, floor(pods.size(replicas, weight)))
+        // Who carries everything, because stable serves nothing, has the pods for it.
+        let carried = self.next.seen.weight.as_ref().map_or(0, |fact| fact.value);
+        let serves = |name: &String| self.snapshot.revisions.get(name).is_some_and(|state| state.ready > 0);
+        let alone = selected && carried >= 100 && !self.stable().as_ref().is_some_and(serves);
+        (stable, if alone { replicas } else { floor(pods.size(replicas, weight)) })
     }
 
     fn target(&self, revision: &str, stable: &str, weight: i32, pods: Pods) -> Target {

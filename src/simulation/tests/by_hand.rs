@@ -182,3 +182,43 @@ fn steps_that_are_edited_in_flight_never_promote_by_themselves() {
         assert!(!world.status.message.is_empty(), "{name}");
     }
 }
+
+#[test]
+fn a_stable_version_that_serves_nothing_does_not_hold_its_fix_up() {
+    let steps = json!([{"setWeight": 20}, {"pause": {"duration": "60s"}}, {"setWeight": 60}]);
+    let routed = spec(OLD, json!({"steps": steps.clone()}));
+    let mut by_pods = routed.clone();
+    by_pods.strategy = serde_json::from_value(json!({"canary": {"steps": steps}})).unwrap();
+    let mut blue_green = routed.clone();
+    blue_green.strategy = serde_json::from_value(json!({"blueGreen": {
+        "activeService": "web-stable", "previewService": "web-canary"}}))
+    .unwrap();
+    for (name, spec) in [("routes", routed), ("pods", by_pods), ("blue/green", blue_green)] {
+        let mut world = deployed(spec);
+        let broken = |world: &mut World| {
+            for pod in &mut world.replica_sets.get_mut(&revision(OLD)).unwrap().pods {
+                pod.ready_at = None;
+            }
+        };
+        broken(&mut world);
+        world.edit_spec(|spec| spec.template = template(NEW));
+        let edit = world.now;
+        let mut least = 5;
+        while world.status.stable_revision != Some(revision(NEW)) {
+            assert!(world.now < edit + TimeDelta::minutes(20), "{name}: {}", world.status.message);
+            if world.replica_sets.contains_key(&revision(OLD)) {
+                broken(&mut world);
+            }
+            if let Happened::Waits(wait) = world.turn() {
+                let at = world.wakes_at(&wait).unwrap_or_else(|| panic!("{name}: waits for ever: {wait:?}"));
+                world.advance_to(at);
+            }
+            if name == "routes" && canary_share(&world) == 100 && world.routes[&web_route()].accept_at.is_none() {
+                least = world.replica_sets[&revision(NEW)].replicas;
+            }
+        }
+        assert_eq!(least, 5, "{name}: who has all the traffic has all the pods");
+        assert!(!events(&world).contains(&Event::Aborted), "{name}");
+        assert!(world.now >= edit + TimeDelta::seconds(60) || name == "blue/green", "{name}: no step was left out");
+    }
+}
