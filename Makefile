@@ -68,6 +68,10 @@ forge: ## Test the forge that the stories use: git over HTTPS and SSH, pull requ
 stories: build ## The stories on a real cluster; STORY="word …" chooses some
 	@$(E2E) test $(STORY)
 
+.PHONY: soak
+soak: build ## Releases without end while pods and leaders die; MINUTES=30, SEED replays
+	@$(E2E) soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
 .PHONY: test
 test: ## All of the above that must pass before a change lands
 	$(call phase,format,cargo fmt --all --check)

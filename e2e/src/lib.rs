@@ -11,6 +11,7 @@ pub mod forge;
 pub mod git_server;
 pub mod images;
 pub mod progress;
+pub mod soak;
 pub mod stories;
 pub mod tools;
 pub mod traffic;

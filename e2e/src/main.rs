@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
@@ -11,7 +12,7 @@ use e2e::git_server::GitServer;
 use e2e::progress::{heading, line, timed};
 use e2e::tools::Tools;
 use e2e::world::World;
-use e2e::{cluster, demo, images, stories};
+use e2e::{cluster, demo, images, soak, stories};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -42,6 +43,15 @@ enum Task {
     Test {
         /// Only those whose name contains one of these words
         words: Vec<String>,
+    },
+    /// Many releases at once, for as long as one likes, while pods and leaders die
+    Soak {
+        /// How long new releases begin
+        #[arg(long, default_value_t = 30)]
+        minutes: u64,
+        /// Replays what was chosen
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Boot a cluster and keep it until `e2e down`
     Up,
@@ -127,6 +137,17 @@ async fn perform(task: Task) -> Result<ExitCode> {
             println!("\n{}", tally.closing_line());
             if !tally.failed.is_empty() {
                 return Ok(ExitCode::FAILURE);
+            }
+        }
+        Task::Soak { minutes, seed } => {
+            let tools = tokio::task::spawn_blocking(Tools::ready).await??;
+            let world = World::start(&tools).await?;
+            let seed = seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+            let length = soak::Length::Time(Duration::from_secs(minutes.saturating_mul(60)));
+            if let Err(error) = soak::run(&world, seed, length).await {
+                let logs = world.cluster.save_logs("soak").await?;
+                line(format_args!("the logs are in {}", logs.display()));
+                return Err(error);
             }
         }
         Task::Up => {

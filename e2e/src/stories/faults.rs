@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow, ensure};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
+use crate::soak;
 use crate::wait::wait_for;
 use crate::world::{World, none_lost};
 
@@ -142,4 +143,9 @@ pub(super) async fn prometheus_is_away_for_two_minutes(world: &World) -> Result<
     let count = |event| log.iter().filter(|entry| entry.trailer("Rollout-Event") == Some(event)).count();
     ensure!(count("Held") >= 1 && count("Aborted") == 0, "held, not aborted");
     shop.remove().await
+}
+
+/// Four releases of each of five Rollouts; `make soak` goes on for longer.
+pub(super) async fn twenty_releases_five_at_once_while_pods_and_leaders_die(world: &World) -> Result<()> {
+    soak::run(world, 7, soak::Length::Releases(4)).await
 }

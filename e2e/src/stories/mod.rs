@@ -11,7 +11,7 @@ mod git;
 mod ledger;
 mod people;
 mod releases;
-mod strategies;
+pub(crate) mod strategies;
 
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
@@ -67,6 +67,7 @@ pub fn all() -> Vec<Story> {
         story!(300, endings::a_deployment_is_adopted_and_handed_back),
         story!(300, endings::nothing_is_left_steered_by_an_uninstallation_or_a_deletion),
         story!(180, releases::two_rollouts_move_at_the_same_time),
+        story!(900, faults::twenty_releases_five_at_once_while_pods_and_leaders_die),
         story!(180, faults::a_hand_edit_of_the_route_is_put_back),
         story!(180, faults::an_invalid_rollout_stalls_and_recovers),
         story!(240, people::people_pause_resume_abort_retry_and_promote),

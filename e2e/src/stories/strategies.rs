@@ -13,7 +13,7 @@ use crate::world::{Shop, World, none_lost};
 const STEP: Duration = Duration::from_secs(40);
 const WHOLE: Duration = Duration::from_secs(120);
 
-const BLUE_GREEN: &str = "  strategy:
+pub(crate) const BLUE_GREEN: &str = "  strategy:
     blueGreen:
       activeService: web-stable
       previewService: web-canary
@@ -44,7 +44,7 @@ spec:
           sum(rate(http_requests_total{namespace=\"{{args.namespace}}\",revision=\"{{args.revision}}\"}[8s]))
 ";
 
-const BY_PODS: &str = "  strategy:
+pub(crate) const BY_PODS: &str = "  strategy:
     canary:
       maxSurge: 1
       maxUnavailable: 0
@@ -58,7 +58,7 @@ const BY_PODS: &str = "  strategy:
 ";
 
 /// From now on the shop's Rollout has this strategy.
-fn with_strategy(shop: &mut Shop<'_>, strategy: &str) -> Result<()> {
+pub(crate) fn with_strategy(shop: &mut Shop<'_>, strategy: &str) -> Result<()> {
     let manifests = include_str!("../../manifests/shop.yaml");
     let place = manifests.find("  strategy:\n").context("the manifests hold no strategy")?;
     shop.replace(&manifests[place..], strategy);
