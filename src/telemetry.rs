@@ -435,6 +435,8 @@ pub fn event_word(event: TransitionEvent) -> &'static str {
         TransitionEvent::Recovered => "Recovered",
         TransitionEvent::HandedBack => "HandedBack",
         TransitionEvent::DriftCorrected => "DriftCorrected",
+        TransitionEvent::Restarting => "Restarting",
+        TransitionEvent::Restarted => "Restarted",
     }
 }
 

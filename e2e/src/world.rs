@@ -494,6 +494,11 @@ impl Shop<'_> {
         self.world.objects("apps", "v1", "Deployment", "deployments", &self.namespace)
     }
 
+    /// The pods.
+    pub fn pods(&self) -> Api<DynamicObject> {
+        self.world.objects("", "v1", "Pod", "pods", &self.namespace)
+    }
+
     /// A Service of the shop.
     pub async fn service(&self, name: &str) -> Result<Value> {
         let services = self.world.objects("", "v1", "Service", "services", &self.namespace);

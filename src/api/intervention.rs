@@ -58,6 +58,8 @@ pub enum InterventionAction {
     Retry,
     /// Past the gate of the present stage only.
     Skip,
+    /// All pods are replaced by new ones of the same version.
+    Restart,
 }
 
 /// What became of it.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,10 @@ pub struct RolloutSpec {
     /// How far back a revision takes the fast lane; the last 10 that were stable when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback_window: Option<RollbackWindow>,
+    /// Pods that were created up to this time are replaced by new ones of the same version, with a new one in place
+    /// before an old one goes. One in the future waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_at: Option<DateTime<Utc>>,
     /// Take no step. Pods are still looked after.
     #[serde(default)]
     pub paused: bool,

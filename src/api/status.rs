@@ -60,6 +60,9 @@ pub struct RolloutStatus {
     /// A pause made by a person.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_by: Option<PausedBy>,
+    /// The last request that all pods be replaced by new ones of the same version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
     /// Pods of all revisions.
     pub replicas: i32,
     /// Of them ready.
@@ -80,6 +83,16 @@ pub struct RolloutStatus {
     pub epoch: i64,
     /// Conditions, by type.
     pub conditions: Vec<Condition>,
+}
+
+/// A request that all pods be replaced by new ones of the same version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Restart {
+    /// Pods that were created up to this time are replaced.
+    pub at: DateTime<Utc>,
+    /// None of them is left.
+    pub done: bool,
 }
 
 impl RolloutStatus {
@@ -417,4 +430,8 @@ pub enum TransitionEvent {
     HandedBack,
     /// Somebody else changed what the Rollout keeps as it is; it is changed back.
     DriftCorrected,
+    /// Somebody asks for new pods of what runs; the version stays.
+    Restarting,
+    /// All pods are newer than that request.
+    Restarted,
 }

@@ -41,6 +41,7 @@ impl Writer {
                 let set = self.index().replica_set(&key).ok_or_else(|| conflict(&key))?;
                 self.delete(Kind::ReplicaSet, &key, &set.identity).await
             }
+            Effect::EvictPod { pod, uid, .. } => self.evict(&Key::new(namespace.clone(), pod.clone()), uid).await,
             Effect::SelectRevision { service, revision } => {
                 let key = Key::new(namespace.clone(), service.clone());
                 let seen = self.index().service(&key).ok_or_else(|| conflict(&key))?;
@@ -351,6 +352,32 @@ mod tests {
         // The API server leaves a 0 out of a Scale.
         let patch = script.requests.lock().unwrap()[1].2.clone();
         assert_eq!(patch[1], json!({"op": "test", "path": "/spec", "value": {}}));
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_evicted_by_its_uid_and_a_disruption_budget_makes_it_wait() {
+        let budget = "Cannot evict pod as it would violate the pod's disruption budget.";
+        let (writer, script, _) = writer(vec![
+            status(429, "TooManyRequests", budget),
+            (201, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})),
+            status(409, "Conflict", "the UID in the precondition does not match"),
+        ])
+        .await;
+        let evict = Effect::EvictPod { revision: "abc".to_owned(), pod: "p".to_owned(), uid: "p1".to_owned() };
+        let error = writer.perform(&rollout(), &evict).await.unwrap_err();
+        assert!(matches!(&error, WriteError::Later { message, .. } if message == budget), "{error}");
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "shop", "uid": "p1",
+            "resourceVersion": "3", "labels": {"sluice.dev/revision": "abc"}, "ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true, "name": "web-abc", "uid": "s"}]}});
+        writer.index().apply(Kind::Pod, &serde_json::from_value(pod).unwrap());
+        writer.perform(&rollout(), &evict).await.unwrap();
+        let (method, uri, body) = script.requests.lock().unwrap()[1].clone();
+        assert_eq!((method, uri.as_str()), (Method::POST, "/api/v1/namespaces/shop/pods/p/eviction?"));
+        assert_eq!(body["deleteOptions"]["preconditions"], json!({"uid": "p1"}));
+        let seen = &writer.index().pods_of(&Key::new("shop", "web"))[0];
+        assert!(seen.identity.deleting, "it is ending, before the watch says so");
+        let error = writer.perform(&rollout(), &evict).await.unwrap_err();
+        assert!(matches!(error, WriteError::Conflict { .. }), "another pod of that name: {error}");
     }
 
     #[tokio::test]

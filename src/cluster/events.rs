@@ -68,6 +68,16 @@ impl Events {
         self.send(event);
     }
 
+    /// Tells what keeps pods from being replaced. Returns at once. The same is told once.
+    pub fn hindered(&self, rollout: &Identity, why: &str, at: DateTime<Utc>) {
+        let mut event = about("Rollout", rollout, why, at, &self.instance);
+        event.type_ = Some("Normal".to_owned());
+        event.reason = Some("EvictionRefused".to_owned());
+        event.action = Some(action(TransitionEvent::Restarting).to_owned());
+        event.note = Some(cut(why, LONGEST_NOTE));
+        self.send(event);
+    }
+
     /// Tells the tip of a log after a push. Returns at once. May be told again.
     pub fn log_tip(&self, repo: &Identity, branch: &str, tip: &str, at: DateTime<Utc>) {
         let mut event = about("DeployRepo", repo, tip, at, &self.instance);
@@ -135,7 +145,9 @@ fn is_warning(event: TransitionEvent) -> bool {
         | TransitionEvent::Promoted
         | TransitionEvent::Superseded
         | TransitionEvent::PlanChanged
-        | TransitionEvent::HandedBack => false,
+        | TransitionEvent::HandedBack
+        | TransitionEvent::Restarting
+        | TransitionEvent::Restarted => false,
     }
 }
 
@@ -156,6 +168,7 @@ fn action(event: TransitionEvent) -> &'static str {
         TransitionEvent::Recovered => "Recover",
         TransitionEvent::HandedBack => "HandBack",
         TransitionEvent::DriftCorrected => "Correct",
+        TransitionEvent::Restarting | TransitionEvent::Restarted => "ReplacePods",
     }
 }
 

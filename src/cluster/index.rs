@@ -90,6 +90,15 @@ impl Index {
         shelves.deployments.put(key, scaled);
     }
 
+    /// Takes in that a pod was told to end just now.
+    pub fn evicted(&self, key: &Key, uid: &str) {
+        let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = shelves.pods.0.get(key).filter(|known| known.identity.uid == uid) else { return };
+        let mut ending = PodObject::clone(known);
+        ending.identity.deleting = true;
+        shelves.pods.put(key, ending);
+    }
+
     /// Forgets an object, unless one of the same name but another uid has taken its place. Returns the
     /// Rollouts it concerned.
     pub fn remove(&self, kind: Kind, key: &Key, uid: &str) -> BTreeSet<Key> {

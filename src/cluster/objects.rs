@@ -236,6 +236,8 @@ pub struct PodObject {
     pub finished: bool,
     /// What keeps it from starting, if the cluster says so.
     pub trouble: Option<String>,
+    /// Since when it is ready, if it is.
+    pub ready_since: Option<DateTime<Utc>>,
 }
 
 impl PodObject {
@@ -252,10 +254,18 @@ impl PodObject {
             rollout: rollout.unwrap_or_default().to_owned(),
             finished: matches!(text("/status/phase"), Some("Succeeded" | "Failed")),
             trouble: pod_trouble(&object.data),
+            ready_since: ready_since(&object.data),
             identity: Identity::of(object),
             revision,
         }
     }
+}
+
+/// Since when a pod is ready, if it is.
+fn ready_since(data: &Value) -> Option<DateTime<Utc>> {
+    let conditions = data.pointer("/status/conditions").and_then(Value::as_array)?;
+    let ready = conditions.iter().find(|it| it["type"] == "Ready" && it["status"] == "True")?;
+    ready["lastTransitionTime"].as_str()?.parse().ok()
 }
 
 /// So many letters of what the cluster says of a pod are kept.

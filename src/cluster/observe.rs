@@ -17,8 +17,8 @@ use crate::api::{
     InterventionStatus, Metric, ProviderKind, References, RolloutSpec, RolloutStatus, RouteKey, names,
 };
 use crate::engine::{
-    self, AnalysisState, InterventionState, LedgerState, Problem, RevisionState, RouteState, ServiceState, Snapshot,
-    StrategyChange, WorkloadState,
+    self, AnalysisState, InterventionState, LedgerState, PodState, Problem, RevisionState, RouteState, ServiceState,
+    Snapshot, StrategyChange, WorkloadState,
 };
 use crate::traffic::gateway_api;
 
@@ -146,6 +146,15 @@ fn observe_revisions(index: &Index, rollout: &RolloutObject) -> BTreeMap<String,
                 created_at: set.identity.created_at,
                 template: set.template.clone(),
                 trouble: set.trouble.clone().or_else(trouble),
+                pods: own()
+                    .filter(|pod| !pod.finished && !pod.identity.deleting)
+                    .map(|pod| PodState {
+                        name: pod.identity.name.clone(),
+                        uid: pod.identity.uid.clone(),
+                        created_at: pod.identity.created_at.unwrap_or_default(),
+                        ready_since: pod.ready_since,
+                    })
+                    .collect(),
             };
             (set.revision.clone(), state)
         })
@@ -1030,20 +1039,21 @@ mod tests {
         };
         let seen = || {
             let state = look(&index, "web").revisions[&revision].clone();
-            (state.current, state.unfinished, state.trouble)
+            let listed = state.pods.iter().map(|pod| pod.name.clone()).collect::<Vec<_>>().join(" ");
+            (state.current, state.unfinished, state.trouble, listed)
         };
-        assert_eq!(seen(), (1, 1, None), "the set has one, which nobody has shown yet");
+        assert_eq!(seen(), (1, 1, None, String::new()), "the set has one, which nobody has shown yet");
         pod("a", "1", false, "Running");
         let trouble = Some("CrashLoopBackOff: back-off 10s".to_owned());
-        assert_eq!(seen(), (1, 1, trouble.clone()));
+        assert_eq!(seen(), (1, 1, trouble.clone(), "a".to_owned()));
         pod("b", "1", true, "Running");
-        assert_eq!(seen(), (1, 2, trouble), "one that is ending still runs");
+        assert_eq!(seen(), (1, 2, trouble, "a".to_owned()), "one that is ending still runs");
         pod("b", "2", true, "Failed");
         assert_eq!(seen().1, 1, "none of its processes is left");
         pod("c", "1", true, "Running");
         index.remove(Kind::Pod, &Key::new("shop", "c"), "c");
         index.remove(Kind::Pod, &Key::new("shop", "a"), "a");
-        assert_eq!(seen(), (1, 1, None));
+        assert_eq!(seen(), (1, 1, None, String::new()));
     }
 
     #[test]

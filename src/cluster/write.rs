@@ -43,6 +43,14 @@ pub enum WriteError {
         /// In the API server's words.
         message: String,
     },
+    /// A PodDisruptionBudget allows it only later.
+    #[error("{what} has to wait: {message}")]
+    Later {
+        /// Which write.
+        what: String,
+        /// In the API server's words.
+        message: String,
+    },
     /// What the effect needs cannot be made from what is there.
     #[error("{0}")]
     Unprepared(String),
@@ -69,6 +77,7 @@ impl WriteError {
             Self::NotLeader => "NotLeader",
             Self::Conflict { .. } => "Conflict",
             Self::Refused { .. } => "Refused",
+            Self::Later { .. } => "Later",
             Self::Unprepared(_) => "Unprepared",
             Self::Timeout { .. } => "Timeout",
             Self::Api { .. } => "ApiError",
@@ -230,6 +239,31 @@ impl Writer {
         let version = answer.metadata.resource_version.unwrap_or_default();
         self.index.scaled(key, &seen.identity.uid, &version, replicas);
         Ok(())
+    }
+
+    /// Ends this very pod, unless a PodDisruptionBudget needs it now.
+    pub(super) async fn evict(&self, key: &Key, uid: &str) -> Result<(), WriteError> {
+        let what = format!("the eviction of Pod {key}");
+        // Not by kube's `evict`: its delete options have a name that no API server reads, and the uid would be ignored.
+        let body = json!({"apiVersion": "policy/v1", "kind": "Eviction",
+            "metadata": {"name": key.name, "namespace": key.namespace},
+            "deleteOptions": {"preconditions": {"uid": uid}}});
+        let api = self.api(Kind::Pod, key);
+        let params = PostParams::default();
+        let request = api.create_subresource::<Value, Value>("eviction", &key.name, &params, &body);
+        match self.bounded(Kind::Pod, "evict", what, request).await {
+            Err(WriteError::Api { what, source }) => match &*source {
+                kube::Error::Api(status) if status.code == 429 => {
+                    Err(WriteError::Later { what, message: status.message.clone() })
+                }
+                _ => Err(WriteError::Api { what, source }),
+            },
+            Ok(_) => {
+                self.index.evicted(key, uid);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Creates an object that `owner` controls. One of that name that the same owner controls is taken as the

@@ -32,6 +32,8 @@ const RESYNC: Duration = Duration::from_secs(240);
 pub const STANDBY: Duration = Duration::from_secs(5);
 /// A refused write is tried again after this time, or as soon as something changes.
 const REFUSED: Duration = Duration::from_secs(5);
+/// What a PodDisruptionBudget holds up is tried again after this time; what else is due is not late by more.
+const LATER: Duration = Duration::from_secs(5);
 
 /// The rollout loop.
 pub struct RolloutController {
@@ -90,6 +92,11 @@ impl RolloutController {
                             self.stall(&rollout, snapshot.status, &reason, &text, epoch).await;
                             // Not a failure of ours: a back-off would also hold back the revert that mends it.
                             return Outcome::After(REFUSED);
+                        }
+                        Err(WriteError::Later { what, message }) => {
+                            tracing::info!(rollout = %key, what, message, "not now");
+                            self.events.hindered(&rollout.identity, &format!("{what} has to wait: {message}"), now);
+                            return Outcome::After(LATER);
                         }
                         other => other,
                     }

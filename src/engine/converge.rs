@@ -26,6 +26,19 @@ pub struct Target {
     pub header_routes: Vec<HeaderRoute>,
     /// The canary weight may only fall: an abort is absorbing (S7).
     pub only_lower: bool,
+    /// Whose old pods are replaced by new ones, once all else is as it should be.
+    pub renewal: Option<Renewal>,
+}
+
+/// A revision whose pods are replaced by new ones of the same version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// The revision.
+    pub revision: String,
+    /// Pods that were created up to this time are replaced.
+    pub before: DateTime<Utc>,
+    /// So many of its pods in [`Target::sizes`] are there only so that none is missing meanwhile.
+    pub surge: i32,
 }
 
 /// What the way to a target is at this moment.
@@ -140,25 +153,9 @@ fn accepted_weight(snapshot: &Snapshot, before: Option<i32>) -> Option<i32> {
 /// The next single safe effect on the way to `target`.
 pub fn converge(snapshot: &Snapshot, target: &Target, seen: &Seen, now: DateTime<Utc>) -> Convergence {
     let view = View { snapshot, references: snapshot.spec.references(), target, seen, now };
-    if let Some(canary) = snapshot.spec.strategy.by_pods() {
-        return view.replace(canary);
-    }
-    if let Some(effect) = view.grow() {
-        return effect;
-    }
-    let traffic = match &snapshot.spec.strategy.blue_green {
-        Some(_) => view.switch(),
-        None => view.traffic(),
-    };
-    if matches!(traffic, Convergence::Do(_)) {
-        return traffic;
-    }
-    // Shrinking never stands in the way of traffic, and traffic that waits does not stop what may shrink safely.
-    let shrink = view.shrink();
-    match (traffic, shrink) {
-        (_, Convergence::Do(effect)) => Convergence::Do(effect),
-        (Convergence::Hold(wait), _) => Convergence::Hold(wait),
-        (_, shrink) => shrink,
+    match view.converge() {
+        Convergence::Reached => view.renew().map_or(Convergence::Reached, Convergence::Do),
+        other => other,
     }
 }
 
@@ -171,6 +168,66 @@ struct View<'a> {
 }
 
 impl View<'_> {
+    fn converge(&self) -> Convergence {
+        if let Some(canary) = self.snapshot.spec.strategy.by_pods() {
+            return self.replace(canary);
+        }
+        if let Some(effect) = self.grow() {
+            return effect;
+        }
+        let traffic = match &self.snapshot.spec.strategy.blue_green {
+            Some(_) => self.switch(),
+            None => self.traffic(),
+        };
+        if matches!(traffic, Convergence::Do(_)) {
+            return traffic;
+        }
+        // Shrinking never stands in the way of traffic, and traffic that waits does not stop what may shrink safely.
+        let shrink = self.shrink();
+        match (traffic, shrink) {
+            (_, Convergence::Do(effect)) => Convergence::Do(effect),
+            (Convergence::Hold(wait), _) => Convergence::Hold(wait),
+            (_, shrink) => shrink,
+        }
+    }
+
+    /// The next pod that makes place for a new one of the same version: only while as many others serve as are needed
+    /// without the surge, by their own word, by the endpoints that are published, and for as long as proxies take to
+    /// know them.
+    fn renew(&self) -> Option<Effect> {
+        let Renewal { revision, before, surge } = self.target.renewal.as_ref()?;
+        let state = self.snapshot.revisions.get(revision)?;
+        let size = self.target.sizes.get(revision).copied()?;
+        let by_pods = self.snapshot.spec.strategy.by_pods().map(|canary| canary.surge_and_unavailable(self.replicas()));
+        // Where none may be beside it, an old pod is gone before the next one goes.
+        let existing = if by_pods.is_some_and(|(most, _)| most == 0) { state.unfinished } else { state.current };
+        let listed = i32::try_from(state.pods.len()).ok()?;
+        if !state.observed || (state.replicas, existing, listed) != (size, size, size) {
+            return None;
+        }
+        let mut old: Vec<_> = state.pods.iter().filter(|pod| pod.created_at <= *before).collect();
+        old.sort_by_key(|pod| (pod.ready_since.is_some(), pod.created_at, &pod.name));
+        let next = old.first()?;
+        let evict = Effect::EvictPod { revision: revision.clone(), pod: next.name.clone(), uid: next.uid.clone() };
+        if next.ready_since.is_none() {
+            return Some(evict);
+        }
+        let known = state.pods.iter().filter(|pod| self.is_known(pod)).count();
+        let selecting = self.snapshot.services.values().filter(|service| service.selects.as_ref() == Some(revision));
+        let published = selecting.map(|service| service.ready.get(revision).copied().unwrap_or_default()).min();
+        let serving = state.available.min(state.ready).min(i32::try_from(known).ok()?);
+        let serving = serving.min(published.unwrap_or(serving));
+        let needed = size.saturating_sub((*surge).max(1));
+        let all: i32 = self.snapshot.revisions.values().map(|state| state.available.min(state.ready)).sum();
+        let enough = by_pods.is_none_or(|(_, unavailable)| all > self.replicas().saturating_sub(unavailable));
+        (serving > needed && enough).then_some(evict)
+    }
+
+    /// It has been ready for as long as proxies may take to know it.
+    fn is_known(&self, pod: &super::PodState) -> bool {
+        pod.ready_since.is_some_and(|since| since + self.settle() <= self.now)
+    }
+
     fn replicas(&self) -> i32 {
         self.snapshot.spec.replicas().max(0)
     }

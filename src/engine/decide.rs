@@ -52,6 +52,10 @@ pub fn decide(snapshot: &Snapshot, now: DateTime<Utc>) -> Turn {
         Turn::Wait(wait) if steady => Decision::of(snapshot, now).hand_over(wait),
         turn => turn,
     };
+    let turn = match turn {
+        Turn::Wait(wait) if steady => Decision::of(snapshot, now).restart(wait),
+        turn => turn,
+    };
     let before = &snapshot.status;
     match turn {
         // A fact that has ended is written down before anything is done, or it would count as never interrupted
@@ -606,7 +610,10 @@ impl<'a> Decision<'a> {
         let target = self.rest(stable);
         let convergence = converge(self.snapshot, &target, &self.next.seen, self.now);
         let ready = self.snapshot.revisions.get(stable).map_or(0, |state| state.available.min(state.ready));
-        if ready >= self.replicas() {
+        if ready >= self.replicas() && self.is_restarting() {
+            let message = format!("pods of revision {stable} are replaced by new ones");
+            self.describe(Phase::Progressing, "Restarting", &message);
+        } else if ready >= self.replicas() {
             self.describe(Phase::Ready, "Ready", &format!("revision {stable} serves everything"));
         } else {
             self.describe(Phase::Progressing, "PodsNotReady", &format!("pods of revision {stable} are not all ready"));
@@ -630,6 +637,7 @@ impl<'a> Decision<'a> {
 
     /// What was stable before is kept for its time, whatever has begun since: going back to it needs no new pods.
     fn keep_old(&self, target: &mut Target) {
+        self.renew(target);
         let Some(old) = self.snapshot.status.promoted_revisions.first().filter(|_| !self.by_pods()) else { return };
         if self.kept_until().is_some_and(|until| until > self.now)
             && !target.sizes.contains_key(old)
@@ -662,6 +670,13 @@ impl<'a> Decision<'a> {
                 Some(_) => wait_for(WaitOn::ScaleDown, until, "the old version is kept for a time"),
                 None => wait_for(WaitOn::Nothing, None, "the desired version serves everything"),
             };
+            if self.is_restarting() {
+                return self.conclude(Convergence::Hold(wait_for(
+                    WaitOn::Pods,
+                    until,
+                    "pods are replaced by new ones",
+                )));
+            }
             let stable_ready = self.next.phase == Phase::Ready;
             if !stable_ready {
                 return self.conclude(Convergence::Hold(wait_for(WaitOn::Pods, None, "pods become ready")));
@@ -1759,6 +1774,7 @@ impl<'a> Decision<'a> {
                 return Ok(self.advance());
             }
             InterventionAction::Retry => return self.retry(word),
+            InterventionAction::Restart => return self.ask_for_restart(word),
             _ => {}
         }
         let Some(mut release) = release else {
@@ -1855,7 +1871,8 @@ impl<'a> Decision<'a> {
             InterventionAction::Abort
             | InterventionAction::Pause
             | InterventionAction::Resume
-            | InterventionAction::Retry => {
+            | InterventionAction::Retry
+            | InterventionAction::Restart => {
                 return Err((Box::new(self), "it does not fit what is in flight".to_owned()));
             }
         }
@@ -2016,7 +2033,7 @@ impl<'a> Decision<'a> {
     }
 
     /// Phase, message and conditions (kstatus): one table.
-    fn describe(&mut self, phase: Phase, reason: &str, message: &str) {
+    pub(super) fn describe(&mut self, phase: Phase, reason: &str, message: &str) {
         self.next.phase = phase;
         self.next.message = message.to_owned();
         let generation = self.snapshot.generation;

@@ -130,6 +130,21 @@ pub struct RevisionState {
     pub template: PodTemplate,
     /// What the cluster says hinders its pods (quota, image), if anything.
     pub trouble: Option<String>,
+    /// Its pods one by one, but for those that are ending; may lag behind the counts.
+    pub pods: Vec<PodState>,
+}
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodState {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// When it was created.
+    pub created_at: DateTime<Utc>,
+    /// Since when it is ready, if it is.
+    pub ready_since: Option<DateTime<Utc>>,
 }
 
 /// The Deployment that keeps the pod template, and the pods it has of its own.
@@ -378,6 +393,15 @@ pub enum Effect {
     DeleteReplicaSet {
         /// The revision.
         revision: String,
+    },
+    /// End a pod, as far as its PodDisruptionBudgets allow; its ReplicaSet makes a new one.
+    EvictPod {
+        /// The revision.
+        revision: String,
+        /// The pod's name.
+        pod: String,
+        /// Its uid.
+        uid: String,
     },
     /// Let a Service select the pods of one revision.
     SelectRevision {

@@ -126,7 +126,9 @@ impl StateFile {
 
     /// Whether a release is under way.
     fn is_in_flight(&self) -> bool {
-        if self.event == TransitionEvent::DriftCorrected {
+        // What says nothing about a release.
+        let beside = [TransitionEvent::DriftCorrected, TransitionEvent::Restarting, TransitionEvent::Restarted];
+        if beside.contains(&self.event) {
             return self.status.get("release").is_some_and(|release| !release.is_null());
         }
         !matches!(

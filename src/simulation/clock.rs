@@ -80,10 +80,13 @@ impl World {
             set.ending.retain(|gone_at| *gone_at > now);
             let never = self.knobs.canary_never_ready && self.status.stable_revision.as_ref() != Some(revision);
             let ready_at = (!never).then(|| now + self.knobs.pod_ready_delay);
-            set.pods.resize(wanted, Pod { created_at: now, ready_at });
+            while set.pods.len() < wanted {
+                self.pods_made += 1;
+                set.pods.push(Pod { number: self.pods_made, created_at: now, ready_at });
+            }
         }
         if let Some(workload) = &mut self.workload {
-            let pod = Pod { created_at: now, ready_at: Some(now + self.knobs.pod_ready_delay) };
+            let pod = Pod { number: 0, created_at: now, ready_at: Some(now + self.knobs.pod_ready_delay) };
             workload.pods.resize(usize::try_from(workload.replicas).unwrap_or(0), pod);
         }
     }

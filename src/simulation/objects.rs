@@ -13,6 +13,8 @@ use crate::engine::{Effect, RuleState};
 /// One pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
+    /// Tells it from every other one of a ReplicaSet.
+    pub number: u64,
     /// When it was created.
     pub created_at: DateTime<Utc>,
     /// When it is ready; never when absent.
@@ -62,7 +64,7 @@ impl Workload {
 
     /// One whose pods have been ready for long.
     pub fn running(template: PodTemplate, replicas: i32, since: DateTime<Utc>) -> Self {
-        let pod = Pod { created_at: since, ready_at: Some(since) };
+        let pod = Pod { number: 0, created_at: since, ready_at: Some(since) };
         Self { template, replicas, pods: vec![pod; usize::try_from(replicas).unwrap_or_default()], version: 1 }
     }
 

@@ -14,6 +14,7 @@ mod going_back;
 mod hand_over;
 mod header_routes;
 mod recover;
+mod restart;
 mod scale;
 mod strategy_change;
 

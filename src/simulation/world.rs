@@ -12,8 +12,8 @@ use crate::api::{
     Transition, TransitionEvent, weight,
 };
 use crate::engine::{
-    AnalysisState, Effect, Ending, InterventionState, LedgerState, Problem, RevisionState, RouteState, RuleState,
-    ServiceState, Snapshot, StrategyChange, WorkloadState,
+    AnalysisState, Effect, Ending, InterventionState, LedgerState, PodState, Problem, RevisionState, RouteState,
+    RuleState, ServiceState, Snapshot, StrategyChange, WorkloadState,
 };
 
 /// The kinds of objects that have versions.
@@ -74,6 +74,7 @@ pub struct World {
     pub writes: Vec<Write>,
     pub(super) identity: (String, String, String),
     pub(super) status_version: u64,
+    pub(super) pods_made: u64,
 }
 
 impl World {
@@ -104,6 +105,7 @@ impl World {
             writes: Vec::new(),
             identity: ("default".to_owned(), "rollout".to_owned(), "00000000-0000-0000-0000-000000000000".to_owned()),
             status_version: 1,
+            pods_made: 0,
             spec,
         };
         world.declare();
@@ -154,7 +156,11 @@ impl World {
             let long = now - least - TimeDelta::seconds(1);
             let pods = (0..state.current.max(state.ready)).map(|index| {
                 let ready_at = if index < state.available { long } else { now };
-                Pod { created_at: long, ready_at: Some(if index < state.ready { ready_at } else { soon }) }
+                let known = usize::try_from(index).ok().and_then(|index| state.pods.get(index));
+                let created_at = known.map_or(long, |pod| pod.created_at);
+                world.pods_made += 1;
+                let ready_at = Some(if index < state.ready { ready_at } else { soon });
+                Pod { number: world.pods_made, created_at, ready_at }
             });
             let set = ReplicaSet {
                 template: state.template.clone(),
@@ -240,6 +246,7 @@ impl World {
             created_at: Some(set.created_at),
             template: set.template.clone(),
             trouble: None,
+            pods: set.pods.iter().map(|pod| self.pod_state(pod)).collect(),
         };
         let service =
             |service: &Service| ServiceState { selects: service.selects.clone(), ready: service.published.clone() };
@@ -320,6 +327,15 @@ impl World {
         }
     }
 
+    fn pod_state(&self, pod: &Pod) -> PodState {
+        PodState {
+            name: format!("pod-{}", pod.number),
+            uid: pod.number.to_string(),
+            created_at: pod.created_at,
+            ready_since: pod.ready_at.filter(|at| *at <= self.now),
+        }
+    }
+
     /// The versions of everything in the present snapshot.
     pub fn versions(&self) -> Versions {
         let sets = self.replica_sets.iter().map(|(name, set)| ((REPLICA_SET, name.clone()), set.version));
@@ -380,6 +396,13 @@ impl World {
                 let set = self.replica_sets.get(revision).ok_or_else(|| missing(REPLICA_SET, revision))?;
                 check(REPLICA_SET, revision, set.version)?;
                 self.replica_sets.remove(revision);
+            }
+            Effect::EvictPod { revision, uid, .. } => {
+                let grace = self.knobs.grace;
+                let set = self.replica_sets.get_mut(revision).ok_or_else(|| missing(REPLICA_SET, revision))?;
+                let place = set.pods.iter().position(|pod| pod.number.to_string() == *uid);
+                set.pods.remove(place.ok_or_else(|| missing("Pod", uid))?);
+                set.ending.push(now + grace);
             }
             Effect::SelectRevision { service, revision } => {
                 let state = self.services.get_mut(service).ok_or_else(|| missing(SERVICE, service))?;

@@ -125,6 +125,8 @@ pub const BY_PODS: u64 = 2_000_000;
 pub const DYNAMIC: u64 = 3_000_000;
 /// Seeds from here on are of each of those in turn, which take over from a Deployment.
 pub const ADOPTED: u64 = 4_000_000;
+/// Seeds from here on are of each in turn, whose pods somebody wants to be new.
+pub const RESTARTED: u64 = 5_000_000;
 
 impl History {
     pub fn of(seed: u64) -> Self {
@@ -198,7 +200,12 @@ impl History {
             events.push((before, event(&mut random)));
         }
         let mut workload = None;
-        if seed >= ADOPTED {
+        if seed >= RESTARTED {
+            for _ in 0..1 + random.below(2) {
+                let at = usize::try_from(random.below(events.len() as u64 + 1)).unwrap();
+                events.insert(at, (random.of(&[700, 9000, 40_000]), Event::Word(InterventionAction::Restart)));
+            }
+        } else if seed >= ADOPTED {
             let when = random.of(&["onsuccess", "progressively"]);
             let named = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "scaleDown": when});
             spec.workload_ref = Some(serde_json::from_value(named).unwrap());

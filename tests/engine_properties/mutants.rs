@@ -39,10 +39,12 @@ pub enum Mutant {
     HandsOverEarly,
     /// What an autoscaler makes of the Rollout brings pods of the Deployment back.
     ScalesTheDeploymentAlong,
+    /// An old pod goes before a new one stands for it.
+    EvictsFirst,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::RaiseBeforeReady,
         Self::ShrinkBeforeRoute,
         Self::SkipSettle,
@@ -68,6 +70,7 @@ impl Mutant {
         Self::ReleasesInTraffic,
         Self::HandsOverEarly,
         Self::ScalesTheDeploymentAlong,
+        Self::EvictsFirst,
     ];
 
     /// The promise that it breaks, as the observers name it: another one that it breaks beside it does not count.
@@ -87,6 +90,7 @@ impl Mutant {
             Self::ForgetWakeUp => "L3",
             Self::GoesAtOnce | Self::ReleasesInTraffic => "S17",
             Self::HandsOverEarly | Self::ScalesTheDeploymentAlong => "H1",
+            Self::EvictsFirst => "R1",
         }
     }
 
@@ -264,6 +268,17 @@ impl Mutant {
                 match snapshot.status.stable_revision.as_ref() == Some(&revision) && replicas > 0 {
                     true => Turn::Apply(Effect::ScaleWorkload { workload, replicas }),
                     false => Turn::Apply(Effect::Scale { revision, replicas }),
+                }
+            }
+            (Self::EvictsFirst, Turn::Apply(Effect::Scale { revision, replicas })) => {
+                let at = snapshot.status.restart.as_ref().filter(|restart| !restart.done).map(|restart| restart.at);
+                let state = snapshot.revisions.get(&revision);
+                let old = at.zip(state).and_then(|(at, state)| state.pods.iter().find(|pod| pod.created_at <= at));
+                match old {
+                    Some(pod) => {
+                        Turn::Apply(Effect::EvictPod { revision, pod: pod.name.clone(), uid: pod.uid.clone() })
+                    }
+                    None => Turn::Apply(Effect::Scale { revision, replicas }),
                 }
             }
             (Self::WriteAtRest, Turn::Wait(wait)) if wait.on == WaitOn::Nothing => {

@@ -137,6 +137,9 @@ impl Observers {
         if let Effect::ScaleWorkload { replicas, .. } = effect {
             self.hand_over(before, *replicas);
         }
+        if let Effect::EvictPod { revision, uid, .. } = effect {
+            self.evict(before, revision, uid, after);
+        }
         if by_pods(before) {
             self.replace(before, effect, after);
             return;
@@ -168,6 +171,46 @@ impl Observers {
         }
         if replicas == 0 && endpoints(before, 0) > 0 && selects(before, 0).is_none() {
             self.fail(before, "H1", "the Deployment goes while its pods have traffic");
+        }
+    }
+
+    /// R1: only a pod from before the request goes, and never one that is needed.
+    fn evict(&mut self, before: &World, revision: &str, uid: &str, after: &World) {
+        let pods = before.replica_sets.get(revision).map(|set| &set.pods);
+        let pod = pods.into_iter().flatten().find(|pod| pod.number.to_string() == uid).unwrap();
+        let request = before.status.restart.as_ref().filter(|restart| !restart.done).map(|restart| restart.at);
+        if request.is_none_or(|at| pod.created_at > at) {
+            self.fail(before, "R1", format!("a pod of {} is ended for {request:?}", pod.created_at));
+        }
+        let replicas = before.spec.replicas();
+        if !pod.ready_for(TimeDelta::zero(), before.now) {
+            return;
+        }
+        let ready = pods_ready(after, revision);
+        if let Some(canary) = before.spec.strategy.by_pods() {
+            let all: i32 = after.replica_sets.keys().map(|revision| pods_ready(after, revision)).sum();
+            let least = replicas - canary.surge_and_unavailable(replicas).1;
+            if all < least {
+                self.fail(before, "R1", format!("{all} pods are left where {least} must be"));
+            }
+            return;
+        }
+        for side in [0, 1] {
+            let selected = side_name(before, side).and_then(|name| before.services[&name].selects.clone());
+            if selected.as_deref() != Some(revision) {
+                continue;
+            }
+            // A small base cannot tell every percent apart: the least that it may mean.
+            let rules = || before.routes.values().flat_map(|route| &route.rules);
+            let held = |percent: &i32| rules().all(|rule| rule.holds(if side == 1 { *percent } else { 100 - percent }));
+            let carried = if blue_green(before) { Some(if side == 0 { 100 } else { 0 }) } else { (0..=100).find(held) };
+            let Some(carried) = carried else { continue };
+            if ready < ceil_share(replicas, carried) && selects(before, 0) != selects(before, 1) {
+                self.fail(before, "R1", format!("{ready} pods of {revision} are left for {carried} %"));
+            }
+            if carried > 0 && endpoints(before, side) < 2 {
+                self.fail(before, "R1", format!("the only endpoint of {revision} is ended"));
+            }
         }
     }
 

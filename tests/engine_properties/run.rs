@@ -376,6 +376,9 @@ impl Run {
         if left > 0 && self.world.status.stable_revision.is_some() {
             self.violated("H1", format!("{left} pods of the Deployment are left for ever"));
         }
+        if self.world.status.restart.as_ref().is_some_and(|restart| !restart.done) {
+            self.violated("L1", "a restart is never done".to_owned());
+        }
         if astray && matches!(phase, Phase::Ready | Phase::Aborted) {
             self.violated("L1", format!("{phase:?}, but the canary has weight"));
         }

@@ -107,6 +107,10 @@ seccompProfile: {type: RuntimeDefault}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# A restart, as far as PodDisruptionBudgets allow.
+- apiGroups: [""]
+  resources: [pods/eviction]
+  verbs: [create]
 # The template of a Rollout with `workloadRef`, and how many pods that Deployment has of its own.
 - apiGroups: [apps]
   resources: [deployments]

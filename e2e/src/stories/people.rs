@@ -1,10 +1,13 @@
 //! What people say, through the plugin.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use kube::ResourceExt;
+use kube::api::ListParams;
 
-use crate::world::{World, none_lost};
+use crate::world::{Shop, World, none_lost};
 
 const STEP: Duration = Duration::from_secs(60);
 
@@ -47,6 +50,13 @@ pub(super) async fn people_pause_resume_abort_retry_and_promote(world: &World) -
     shop.weight(20, STEP).await?;
     said(&["promote", "web", "--full", "--reason", "it is fine"]).await?;
     shop.promoted("v2", Duration::from_secs(90)).await?;
+    // New pods of the same version: who waits from now on waits for all of them.
+    let old = pods(&shop).await?;
+    said(&["restart", "web", "--reason", "a leak"]).await?;
+    let waited = shop.plugin(&["web", "--until", "promoted", "--timeout", "90s"]).await?;
+    ensure!(waited.code == Some(0), "--until promoted after a restart ended with {:?}: {}", waited.code, waited.stderr);
+    let new = pods(&shop).await?;
+    ensure!(new.len() == old.len() && new.is_disjoint(&old), "all are new: {old:?}, then {new:?}");
     none_lost(&traffic.stop().await)?;
     let log = shop.recorded(Duration::from_secs(60)).await?;
     let actor = log
@@ -55,4 +65,11 @@ pub(super) async fn people_pause_resume_abort_retry_and_promote(world: &World) -
         .and_then(|entry| entry.trailer("Rollout-Actor"));
     ensure!(actor.is_some_and(|actor| actor.contains("admin")), "the log names who aborted: {actor:?}");
     shop.remove().await
+}
+
+/// The names of the pods that are not ending.
+async fn pods(shop: &Shop<'_>) -> Result<BTreeSet<String>> {
+    let pods = shop.pods().list(&ListParams::default()).await?;
+    let staying = pods.items.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    Ok(staying.map(|pod| pod.name_any()).collect())
 }

@@ -119,6 +119,8 @@ enum Command {
     Resume(Speech),
     /// Try an aborted revision once more
     Retry(Speech),
+    /// Replace all pods by new ones of the same version
+    Restart(Speech),
     /// Print a completion script
     Completion {
         /// The shell it is for; kubectl for the helper that completes `kubectl rollout-status`
@@ -204,6 +206,7 @@ pub async fn run(arguments: Arguments) -> Result<Exit, CommandError> {
         Some(Command::Pause(speech)) => say(&connection, Verb::Pause, &speech).await,
         Some(Command::Resume(speech)) => say(&connection, Verb::Resume, &speech).await,
         Some(Command::Retry(speech)) => say(&connection, Verb::Retry, &speech).await,
+        Some(Command::Restart(speech)) => say(&connection, Verb::Restart, &speech).await,
         Some(Command::Completion { shell }) => {
             let mut out = io::stdout().lock();
             let name = "kubectl-rollout_status";

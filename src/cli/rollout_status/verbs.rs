@@ -22,6 +22,8 @@ pub enum Verb {
     Resume,
     /// Once more.
     Retry,
+    /// New pods of the same version.
+    Restart,
 }
 
 impl Verb {
@@ -33,6 +35,7 @@ impl Verb {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Retry => "retry",
+            Self::Restart => "restart",
         }
     }
 }
@@ -79,8 +82,10 @@ pub struct Nothing(pub String);
 pub fn word(verb: Verb, facts: &Facts) -> Result<Word, Nothing> {
     let status = &facts.status;
     let name = &facts.rollout.identity.name;
-    if verb == Verb::Retry {
-        return retry(facts);
+    match verb {
+        Verb::Retry => return retry(facts),
+        Verb::Restart => return restart(facts),
+        _ => {}
     }
     let release = match &status.release {
         Some(release) if release.state == ReleaseState::Aborted => {
@@ -105,6 +110,7 @@ pub fn word(verb: Verb, facts: &Facts) -> Result<Word, Nothing> {
     };
     match verb {
         Verb::Retry => retry(facts),
+        Verb::Restart => restart(facts),
         Verb::Abort => Ok(bound(InterventionAction::Abort, "traffic goes back to the stable version".to_owned())),
         Verb::Pause => match &status.paused_by {
             Some(paused) => Err(Nothing(format!("{name} is paused already, by {}", paused.actor))),
@@ -191,5 +197,20 @@ fn retry(facts: &Facts) -> Result<Word, Nothing> {
         attempt,
         stage: None,
         meaning: format!("revision {revision} is tried again from the first step"),
+    })
+}
+
+fn restart(facts: &Facts) -> Result<Word, Nothing> {
+    let status = &facts.status;
+    if status.stable_revision.is_none() || status.revision.is_empty() {
+        let name = &facts.rollout.identity.name;
+        return Err(Nothing(format!("the first version of {name} is coming up: its pods are new")));
+    }
+    Ok(Word {
+        action: InterventionAction::Restart,
+        revision: status.revision.clone(),
+        attempt: None,
+        stage: None,
+        meaning: "all pods are replaced by new ones of the same version, and none is missing meanwhile".to_owned(),
     })
 }

@@ -508,6 +508,7 @@ pub fn describe(effect: &Effect, rollout: &str) -> String {
         }
         Effect::StartAnalysis { name, .. } => format!("start AnalysisRun {name}"),
         Effect::ScaleWorkload { workload, replicas } => format!("scale Deployment {workload} to {replicas}"),
+        Effect::EvictPod { pod, .. } => format!("end Pod {pod}, for a new one to take its place"),
         Effect::AddFinalizer => "see to it that a deletion hands back what is steered".to_owned(),
         Effect::RemoveFinalizer { .. } => "let the Rollout go".to_owned(),
         Effect::EndAnalysis { name } => format!("end AnalysisRun {name}"),
