@@ -196,6 +196,15 @@ async fn answer(State(cluster): State<Cluster>, request: Request) -> Response {
         }
         return (StatusCode::CREATED, object.to_string()).into_response();
     }
+    if let (["rollouts", name], true) = (&parts[..], method != Method::POST) {
+        let known = cluster.objects.lock().unwrap()["rollouts"].clone();
+        let object = known.into_iter().find(|known| known["metadata"]["name"] == **name).unwrap();
+        if method == Method::PATCH {
+            let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
+            cluster.created.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
+        }
+        return object.to_string().into_response();
+    }
     if let [_, _name] = parts[..] {
         let mut object = cluster.created.lock().unwrap().last().cloned().unwrap();
         if let Some(outcome) = cluster.outcome.lock().unwrap().clone() {
@@ -431,6 +440,64 @@ async fn a_word_becomes_one_intervention_with_its_actor() {
     let (code, _, err) = cluster.run(&["abort", "web", "--wait", "300ms"]).await;
     assert_eq!(code, Some(3), "nobody took it");
     assert!(err.contains("kubectl get intervention web-abort-x7k2p -n shop"), "{err}");
+}
+
+fn replica_set(version: &str) -> Value {
+    let mut template = template(version);
+    template["metadata"]["labels"][names::REVISION] = json!(revision(version));
+    json!({"apiVersion": "apps/v1", "kind": "ReplicaSet",
+        "metadata": {"name": format!("web-{}", revision(version)), "namespace": "shop", "uid": version,
+            "resourceVersion": "3", "labels": {names::ROLLOUT: "web", names::REVISION: revision(version)},
+            "ownerReferences": [{"apiVersion": "sluice.dev/v1alpha1", "kind": "Rollout", "name": "web", "uid": "u-1",
+                "controller": true}]},
+        "spec": {"replicas": 0, "template": template}, "status": {"replicas": 0}})
+}
+
+#[tokio::test]
+async fn undo_writes_only_where_it_holds() {
+    let cluster = Cluster::start().await;
+    let owned_by = |manager: &str| {
+        let mut object = rollout(9, promoted());
+        object["metadata"]["managedFields"] = json!([
+            {"manager": manager, "operation": "Apply", "fieldsV1": {"f:spec": {"f:template": {}}}},
+            {"manager": "sluice", "operation": "Update", "fieldsV1": {"f:status": {}}}]);
+        object
+    };
+    for version in ["v1", "v2"] {
+        cluster.put("replicasets", replica_set(version));
+    }
+    let refusal = async |object: Value, arguments: &[&str]| {
+        cluster.put("rollouts", object);
+        let (code, out, err) = cluster.run(arguments).await;
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+        err
+    };
+    let mut in_git = owned_by("sluice-sync");
+    in_git["metadata"]["annotations"][names::DEPLOY_REPO] = json!("shop/deploy");
+    let err = refusal(in_git, &["undo", "web"]).await;
+    assert!(err.contains("DeployRepo shop/deploy") && err.contains("git revert 1a2b3c4d5e\n"), "{err}");
+    let mut kept_elsewhere = owned_by("kubectl");
+    kept_elsewhere["spec"].as_object_mut().unwrap().remove("template");
+    kept_elsewhere["spec"]["workloadRef"] = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "shop"});
+    let err = refusal(kept_elsewhere, &["undo", "web"]).await;
+    assert!(err.contains("kubectl rollout undo deployment/shop -n shop"), "{err}");
+    let err = refusal(owned_by("argocd-controller"), &["undo", "web"]).await;
+    assert!(err.contains("belongs to argocd-controller"), "{err}");
+    let err = refusal(owned_by("kubectl"), &["undo", "web", "--to", "0000"]).await;
+    assert!(err.contains(&format!("0000 is not known any more; known are {}", revision("v1"))), "{err}");
+    let err = refusal(owned_by("kubectl"), &["undo", "web", "--to", &revision("v2")]).await;
+    assert!(err.contains("already"), "{err}");
+    assert!(cluster.created.lock().unwrap().is_empty(), "nothing was written so far");
+
+    for arguments in [vec!["undo", "web"], vec!["undo", "ro/web", "--to", &revision("v1")[..6]]] {
+        let (code, out, err) = cluster.run(&arguments).await;
+        assert_eq!((code, err.as_str()), (Some(0), ""));
+        assert!(out.contains(&format!("asks for revision {} again", revision("v1"))), "{out}");
+        let patch = cluster.created.lock().unwrap().pop().unwrap();
+        assert_eq!(patch[0], json!({"op": "test", "path": "/metadata/uid", "value": "u-1"}));
+        assert_eq!(patch[1], json!({"op": "test", "path": "/metadata/generation", "value": 7}));
+        assert_eq!(patch[2], json!({"op": "replace", "path": "/spec/template", "value": template("v1")}));
+    }
 }
 
 #[tokio::test]

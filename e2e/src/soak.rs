@@ -58,8 +58,13 @@ impl Lane<'_> {
         if self.lot.u8(0..3) == 0 {
             let commit = self.shop.release(BAD).await?;
             let aborted = self.shop.phase("Aborted", WHOLE).await?;
-            let release = &aborted["status"]["release"];
-            ensure!(release["abort"]["cause"] == "Verdict", "it was aborted for another reason: {release}");
+            // After a second abort an identical commit is no consent: it is denied before it has any traffic.
+            let status = &aborted["status"];
+            let denied = status["denied"].as_array().is_some_and(|denied| {
+                self.aborted >= 2 && denied.iter().any(|it| it["revision"] == status["revision"])
+            });
+            let cause = &status["release"]["abort"]["cause"];
+            ensure!(denied || cause == "Verdict", "it was aborted for another reason: {status}");
             self.shop.revert(&commit).await?;
             self.shop.promoted(self.serving, WHOLE).await?;
             self.aborted += 1;

@@ -2,7 +2,7 @@
 //!
 //! Looking goes through the watches and the index of `cluster`, so the plugin sees objects exactly as the
 //! operator does, and a watch of the plugin costs the API server no polling. Speaking is one POST of an
-//! Intervention. Nothing else is ever written.
+//! Intervention; to go back to an older template is one patch of the Rollout. Nothing else is ever written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 pub use kube::Client;
-use kube::api::{ListParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::DynamicObject;
 use kube::runtime::watcher;
@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::rollout_status::facts::Gap;
-use crate::api::{Intervention, InterventionSpec, InterventionStatus, names};
+use crate::api::{Intervention, InterventionSpec, InterventionStatus, PodTemplate, names};
 use crate::cluster::client::client;
 use crate::cluster::index::Index;
 use crate::cluster::kinds::Kind;
@@ -30,6 +30,8 @@ use crate::cluster::watch::{Observer, watch};
 
 /// How long the first look may take.
 const FIRST_LOOK: Duration = Duration::from_secs(15);
+/// Who writes a template that is taken back: a person, by kubectl.
+const UNDO_MANAGER: &str = "kubectl-rollout-status";
 /// How often the outcome of an Intervention is asked for.
 const OUTCOME_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -312,6 +314,41 @@ pub async fn intervene(
     }]);
     let created = api.create(&PostParams::default(), &object).await?;
     Ok(created.metadata.name.unwrap_or_default())
+}
+
+/// Who wrote the pod template of a Rollout, by the names of the field managers.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn template_owners(client: &Client, rollout: &Identity) -> Result<Vec<String>, FetchError> {
+    let object = rollouts(client, rollout).get_metadata(&rollout.name).await?;
+    let managed = object.metadata.managed_fields.unwrap_or_default();
+    let writes = managed.into_iter().filter(|entry| {
+        let fields = entry.fields_v1.as_ref().and_then(|fields| fields.0.pointer("/f:spec/f:template"));
+        fields.is_some()
+    });
+    Ok(writes.filter_map(|entry| entry.manager).collect())
+}
+
+/// Gives a Rollout another pod template, if nobody has changed it since it was read.
+///
+/// # Errors
+/// When the API server refuses, or somebody has.
+pub async fn set_template(client: &Client, rollout: &Identity, template: &PodTemplate) -> Result<(), FetchError> {
+    let patch = serde_json::json!([
+        {"op": "test", "path": "/metadata/uid", "value": rollout.uid},
+        {"op": "test", "path": "/metadata/generation", "value": rollout.generation},
+        {"op": "replace", "path": "/spec/template", "value": template.0},
+    ]);
+    let patch: Patch<()> =
+        Patch::Json(serde_json::from_value(patch).map_err(|error| FetchError::Api(error.to_string()))?);
+    let params = PatchParams { field_manager: Some(UNDO_MANAGER.to_owned()), ..PatchParams::default() };
+    rollouts(client, rollout).patch(&rollout.name, &params, &patch).await?;
+    Ok(())
+}
+
+fn rollouts(client: &Client, rollout: &Identity) -> Api<DynamicObject> {
+    Api::namespaced_with(client.clone(), &rollout.namespace, &Kind::Rollout.resource())
 }
 
 /// Waits until the operator said what became of an Intervention; `None` when it did not within the time.

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::facts::{Facts, Gap, NEEDED};
 use super::render::{self, Columns};
+use super::undo::undo;
 use super::until::{End, Until, Watchman};
 use super::verbs::{Nothing, Verb, word};
 use super::view::{API_VERSION, View};
@@ -121,6 +122,14 @@ enum Command {
     Retry(Speech),
     /// Replace all pods by new ones of the same version
     Restart(Speech),
+    /// Go back to an older version, where the pod template is kept in the Rollout itself
+    Undo {
+        /// The Rollout
+        name: String,
+        /// The revision to go back to, or the start of one; the one before when absent
+        #[arg(long, value_name = "REVISION")]
+        to: Option<String>,
+    },
     /// Print a completion script
     Completion {
         /// The shell it is for; kubectl for the helper that completes `kubectl rollout-status`
@@ -207,6 +216,7 @@ pub async fn run(arguments: Arguments) -> Result<Exit, CommandError> {
         Some(Command::Resume(speech)) => say(&connection, Verb::Resume, &speech).await,
         Some(Command::Retry(speech)) => say(&connection, Verb::Retry, &speech).await,
         Some(Command::Restart(speech)) => say(&connection, Verb::Restart, &speech).await,
+        Some(Command::Undo { name, to }) => take_back(&connection, &name, to.as_deref()).await,
         Some(Command::Completion { shell }) => {
             let mut out = io::stdout().lock();
             let name = "kubectl-rollout_status";
@@ -524,6 +534,24 @@ async fn say(connection: &Connection, verb: Verb, speech: &Speech) -> Result<Exi
             Ok(Exit::TimedOut)
         }
     }
+}
+
+async fn take_back(connection: &Connection, name: &str, to: Option<&str>) -> Result<Exit, CommandError> {
+    let (client, namespace) = connection.open().await?;
+    let key = Key::new(namespace, bare(name));
+    let lens = Lens::open(&client, Some(&key.namespace), &NEEDED).await?;
+    let facts = facts(&lens, &key).ok_or_else(|| not_found(&key))?;
+    let identity = &facts.rollout.identity;
+    let owners = fetch::template_owners(&client, identity).await?;
+    let undo = undo(&facts, to, &owners)?;
+    fetch::set_template(&client, identity, &undo.template).await?;
+    let name = &key.name;
+    let revision = undo.revision;
+    print(&format!(
+        "rollout.sluice.dev/{name} asks for revision {revision} again; watch: kubectl rollout-status {name} -n {} --until promoted --revision {revision}\n",
+        key.namespace
+    ))?;
+    Ok(Exit::Reached)
 }
 
 /// Completion for kubectl: a line for each proposal, then `:` and what the shell shall do with them.

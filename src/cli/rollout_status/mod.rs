@@ -8,6 +8,7 @@ pub mod facts;
 pub mod render;
 #[cfg(test)]
 mod tests;
+pub mod undo;
 pub mod until;
 pub mod verbs;
 pub mod view;
