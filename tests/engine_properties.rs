@@ -14,7 +14,7 @@ mod observers;
 #[path = "engine_properties/run.rs"]
 mod run;
 
-use history::{ADOPTED, BLUE_GREEN, BY_PODS, DYNAMIC, History, RESTARTED};
+use history::{ADOPTED, BLUE_GREEN, BY_PODS, DYNAMIC, EDITED, History, RESTARTED};
 use mutants::Mutant;
 use run::{play, play_deleted, tell};
 
@@ -67,7 +67,7 @@ fn every_history_keeps_every_promise() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let histories = number("SLUICE_HISTORIES").unwrap_or(HISTORIES);
     let of = |first: u64| first..first + histories / 2;
-    let families = [BLUE_GREEN, BY_PODS, DYNAMIC, ADOPTED, RESTARTED];
+    let families = [BLUE_GREEN, BY_PODS, DYNAMIC, ADOPTED, RESTARTED, EDITED];
     let drawn = || (0..histories).chain(families.into_iter().flat_map(of));
     let all = || drawn().chain(FOUND.into_iter().filter(|seed| !drawn().any(|drawn| drawn == *seed))).collect();
     let seeds: Vec<u64> = number("SLUICE_SEED").map_or_else(all, |seed| vec![seed]);
@@ -98,7 +98,7 @@ fn every_history_keeps_every_promise() {
 
 #[test]
 fn whatever_happens_a_deleted_rollout_hands_back() {
-    for first in [0, BLUE_GREEN, BY_PODS, DYNAMIC, ADOPTED, RESTARTED] {
+    for first in [0, BLUE_GREEN, BY_PODS, DYNAMIC, ADOPTED, RESTARTED, EDITED] {
         for seed in first..first + HISTORIES / 8 {
             let history = History::of(seed);
             let violations = play_deleted(&history, None, false).observers.violations;
@@ -121,6 +121,7 @@ fn planted_bugs_are_all_caught() {
             .chain(BY_PODS..BY_PODS + 400)
             .chain(ADOPTED..ADOPTED + 400)
             .chain(RESTARTED..RESTARTED + 400)
+            .chain(EDITED..EDITED + 400)
             .find_map(|seed| {
                 let run = match mutant {
                     Mutant::GoesAtOnce | Mutant::ReleasesInTraffic => {

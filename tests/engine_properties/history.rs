@@ -55,6 +55,11 @@ pub enum Event {
     LoseStatus,
     /// Somebody scales the Deployment that keeps the template.
     ScaleWorkload(i32),
+    /// The strategy becomes another one, with these steps or gates.
+    Strategy {
+        kind: u8,
+        steps: u8,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -117,6 +122,19 @@ pub fn with_steps(spec: &mut RolloutSpec, number: u8) {
     spec.strategy.blue_green = Some(serde_json::from_value(strategy).unwrap());
 }
 
+/// Gives a Rollout another strategy, by the same Services and routes.
+pub fn with_strategy(spec: &mut RolloutSpec, routes: &[String], kind: u8, steps: u8) {
+    let routes: Vec<_> = routes.iter().map(|name| json!({"name": name})).collect();
+    let strategy = match kind {
+        0 => json!({"canary": {"stableService": "stable", "canaryService": "canary",
+            "trafficRouting": {"gatewayAPI": {"httpRoutes": routes}, "settle": "1s", "drain": "3s"}}}),
+        1 => json!({"blueGreen": {"activeService": "stable", "previewService": "canary"}}),
+        _ => json!({"canary": {"maxSurge": 1, "maxUnavailable": 0}}),
+    };
+    spec.strategy = serde_json::from_value(strategy).unwrap();
+    with_steps(spec, steps);
+}
+
 /// Seeds from here on are of blue/green; those below of a canary with routes.
 pub const BLUE_GREEN: u64 = 1_000_000;
 /// Seeds from here on are of a canary without routes.
@@ -127,11 +145,17 @@ pub const DYNAMIC: u64 = 3_000_000;
 pub const ADOPTED: u64 = 4_000_000;
 /// Seeds from here on are of each in turn, whose pods somebody wants to be new.
 pub const RESTARTED: u64 = 5_000_000;
+/// Seeds from here on are of a canary with routes whose strategy is edited.
+pub const EDITED: u64 = 6_000_000;
 
 impl History {
     pub fn of(seed: u64) -> Self {
         let mut random = Random(seed.wrapping_mul(0x1000_0001).wrapping_add(7));
-        let family = if seed < ADOPTED { seed / BLUE_GREEN } else { seed % 4 } * BLUE_GREEN;
+        let family = match seed {
+            ..ADOPTED => seed / BLUE_GREEN * BLUE_GREEN,
+            EDITED.. => 0,
+            _ => seed % 4 * BLUE_GREEN,
+        };
         let routes = 1 + usize::from(random.chance(25));
         let names: Vec<_> = ["web", "api"].iter().take(routes).map(|name| json!({"name": name})).collect();
         let replicas = random.of(&[1, 2, 3, 5, 5, 10]);
@@ -200,7 +224,15 @@ impl History {
             events.push((before, event(&mut random)));
         }
         let mut workload = None;
-        if seed >= RESTARTED {
+        if seed >= EDITED {
+            // Of a route that no strategy names any more, what a person writes into it stays.
+            events.retain(|(_, event)| !matches!(event, Event::HandEdit { .. }));
+            for _ in 0..1 + random.below(3) {
+                let at = usize::try_from(random.below(events.len() as u64 + 1)).unwrap();
+                let (kind, steps) = (random.of(&[0, 1, 1, 2, 2]), u8::try_from(random.below(6)).unwrap());
+                events.insert(at, (random.of(&[0, 700, 4000, 9000, 40_000]), Event::Strategy { kind, steps }));
+            }
+        } else if seed >= RESTARTED {
             for _ in 0..1 + random.below(2) {
                 let at = usize::try_from(random.below(events.len() as u64 + 1)).unwrap();
                 events.insert(at, (random.of(&[700, 9000, 40_000]), Event::Word(InterventionAction::Restart)));

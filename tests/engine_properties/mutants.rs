@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sluice::api::{AnalysisPhase, InterventionAction, ReleaseState, TransitionEvent};
 use sluice::engine::decide::decide;
 use sluice::engine::plan::plan;
-use sluice::engine::{Effect, LedgerState, Snapshot, Turn, WaitOn};
+use sluice::engine::{Effect, LedgerState, Snapshot, StrategyChange, Turn, WaitOn};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
@@ -41,10 +41,12 @@ pub enum Mutant {
     ScalesTheDeploymentAlong,
     /// An old pod goes before a new one stands for it.
     EvictsFirst,
+    /// A new strategy begins before traffic has left by the old one.
+    LeavesNothing,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::RaiseBeforeReady,
         Self::ShrinkBeforeRoute,
         Self::SkipSettle,
@@ -71,6 +73,7 @@ impl Mutant {
         Self::HandsOverEarly,
         Self::ScalesTheDeploymentAlong,
         Self::EvictsFirst,
+        Self::LeavesNothing,
     ];
 
     /// The promise that it breaks, as the observers name it: another one that it breaks beside it does not count.
@@ -86,7 +89,7 @@ impl Mutant {
             Self::IgnoreEpoch => "S10",
             Self::SwitchBeforeReady | Self::PreviewIsLive | Self::OldGoesAtOnce => "S12",
             Self::ReplaceBeforeReady => "S3",
-            Self::WriteAtRest => "L1",
+            Self::WriteAtRest | Self::LeavesNothing => "L1",
             Self::ForgetWakeUp => "L3",
             Self::GoesAtOnce | Self::ReleasesInTraffic => "S17",
             Self::HandsOverEarly | Self::ScalesTheDeploymentAlong => "H1",
@@ -105,6 +108,12 @@ impl Mutant {
     fn blind(self, snapshot: &mut Snapshot, now: DateTime<Utc>) {
         let long_ago = now - TimeDelta::hours(1);
         match self {
+            Self::LeavesNothing => {
+                if let StrategyChange::Leaving { asked } = snapshot.strategy_change.clone() {
+                    snapshot.spec.strategy = asked.strategy();
+                    snapshot.strategy_change = StrategyChange::Gone;
+                }
+            }
             Self::SkipSettle => {
                 let seen = &mut snapshot.status.seen;
                 for fact in [&mut seen.stable_service, &mut seen.canary_service].into_iter().flatten() {

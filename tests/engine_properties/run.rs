@@ -6,7 +6,7 @@ use sluice::engine::decide::decide;
 use sluice::engine::{Effect, InterventionState, Snapshot, Turn, Wait, WaitOn};
 use sluice::simulation::{Versions, World};
 
-use super::history::{Event, History, Random, template, with_steps};
+use super::history::{EDITED, Event, History, Random, template, with_steps, with_strategy};
 use super::mutants::Mutant;
 use super::observers::Observers;
 
@@ -77,7 +77,7 @@ impl Run {
     fn new(history: &History, mutant: Option<Mutant>, told: bool) -> Self {
         Self {
             world: history.world(),
-            observers: Observers::default(),
+            observers: Observers::of(history.seed >= EDITED),
             random: Random(history.seed ^ 0xABCD),
             mutant,
             faults: true,
@@ -146,6 +146,10 @@ impl Run {
                 let Some(name) = name.cloned() else { return };
                 let base = world.routes[&name].rules[0].base;
                 world.edit_weights(&name, base - base * share / 100, base * share / 100);
+            }
+            Event::Strategy { kind, steps } => {
+                let routes: Vec<String> = world.routes.keys().map(|key| key.name.clone()).collect();
+                world.edit_spec(|spec| with_strategy(spec, &routes, kind, steps));
             }
             Event::Word(action) => self.say(action),
             Event::Tie => {
