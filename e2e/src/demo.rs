@@ -1,14 +1,13 @@
 //! `make demo`: the main job, once, on a real cluster with live traffic; what a person would see is printed as it
 //! goes, and `target/demo/summary.json` holds the figures.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::progress::{heading, line};
+use crate::progress::{heading, keep_figures, line};
 use crate::tools::{Tools, project};
 use crate::wait::wait_for;
 use crate::world::{LOG_BRANCH, Shop, World, none_lost};
@@ -32,10 +31,7 @@ pub async fn run(keep: bool) -> Result<()> {
     figures["wallSeconds"] = json!(seconds(begun.elapsed()));
     figures["bootSeconds"] = json!(seconds(booted));
     figures["cold"] = json!(cold);
-    let folder = project().join("target/demo");
-    fs::create_dir_all(&folder)?;
-    let file = folder.join("summary.json");
-    fs::write(&file, serde_json::to_string_pretty(&figures)?)?;
+    keep_figures("demo", &figures)?;
     heading("figures");
     line(serde_json::to_string_pretty(&figures)?);
     if keep {

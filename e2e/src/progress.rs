@@ -1,6 +1,10 @@
 //! What a person at the terminal sees while the harness works: headings, steps and times, in plain lines.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use crate::tools::project;
 
 /// A title above the lines of one phase.
 pub fn heading(text: &str) {
@@ -21,6 +25,15 @@ pub fn spoken(duration: Duration) -> String {
         10..=99 => format!("{seconds} s"),
         _ => format!("{} min {:02} s", seconds / 60, seconds % 60),
     }
+}
+
+/// Keeps the figures of a task in `target/<task>/summary.json`; gives the file.
+pub fn keep_figures(task: &str, figures: &serde_json::Value) -> anyhow::Result<PathBuf> {
+    let folder = project().join("target").join(task);
+    fs::create_dir_all(&folder)?;
+    let file = folder.join("summary.json");
+    fs::write(&file, serde_json::to_string_pretty(figures)?)?;
+    Ok(file)
 }
 
 /// Runs `work`, and prints what it was and how long it took.

@@ -6,7 +6,7 @@
 //! though never the very same interleaving. `target/soak/summary.json` holds the figures, also of a run that failed.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,8 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
-use crate::progress::{heading, line, spoken};
+use crate::progress::{heading, keep_figures, line, spoken};
 use crate::stories::strategies::{BLUE_GREEN, BY_PODS, with_strategy};
-use crate::tools::project;
 use crate::traffic::Counts;
 use crate::world::{Shop, World};
 
@@ -150,7 +149,7 @@ pub async fn run(world: &World, seed: u64, length: Length) -> Result<()> {
     let namespaces: Vec<String> = lanes.iter().map(|lane| lane.shop.namespace.clone()).collect();
     let ended = tokio::select! {
         ended = join_all(lanes.iter_mut().map(|lane| lane.live(length, begun))) => ended,
-        never = disturb(world, &namespaces, Rng::with_seed(seed.wrapping_sub(1)), &deaths) => never,
+        never = disturb(world, &namespaces, Rng::with_seed(seed.wrapping_sub(1)), &deaths) => match never {},
     };
     let took = begun.elapsed();
     let mut rollouts = Vec::new();
@@ -184,10 +183,7 @@ pub async fn run(world: &World, seed: u64, length: Length) -> Result<()> {
         "killed": {"pods": deaths.pods.into_inner(), "leaders": deaths.leaders.into_inner()},
         "rollouts": rollouts,
     });
-    let folder = project().join("target/soak");
-    fs::create_dir_all(&folder)?;
-    let file = folder.join("summary.json");
-    fs::write(&file, serde_json::to_string_pretty(&summary)?)?;
+    let file = keep_figures("soak", &summary)?;
     line(format_args!(
         "{} promoted, {} aborted in {}; {} pods and {} leaders killed; {} of {} requests lost; {}",
         summary["promoted"],
@@ -207,7 +203,7 @@ pub async fn run(world: &World, seed: u64, length: Length) -> Result<()> {
 }
 
 /// Kills somebody every few seconds, for ever.
-async fn disturb(world: &World, namespaces: &[String], mut lot: Rng, deaths: &Deaths) -> Vec<Result<()>> {
+async fn disturb(world: &World, namespaces: &[String], mut lot: Rng, deaths: &Deaths) -> Infallible {
     loop {
         tokio::time::sleep(Duration::from_secs(lot.u64(PEACE))).await;
         // Nobody leads for some seconds after a death, and a pod may be gone already: then nobody dies this time.
