@@ -543,10 +543,9 @@ async fn take_back(connection: &Connection, name: &str, to: Option<&str>) -> Res
     let facts = facts(&lens, &key).ok_or_else(|| not_found(&key))?;
     let identity = &facts.rollout.identity;
     let owners = fetch::template_owners(&client, identity).await?;
-    let undo = undo(&facts, to, &owners)?;
-    fetch::set_template(&client, identity, &undo.template).await?;
-    let name = &key.name;
-    let revision = undo.revision;
+    let template = undo(&facts, to, &owners)?;
+    fetch::set_template(&client, identity, &template).await?;
+    let (name, revision) = (&key.name, template.revision());
     print(&format!(
         "rollout.sluice.dev/{name} asks for revision {revision} again; watch: kubectl rollout-status {name} -n {} --until promoted --revision {revision}\n",
         key.namespace

@@ -7,28 +7,20 @@ use std::fmt::Write as _;
 
 use super::facts::Facts;
 use super::verbs::Nothing;
+use super::view::short;
 use crate::api::{PodTemplate, names};
 
-/// What is to be written.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Undo {
-    /// The revision that is asked for again.
-    pub revision: String,
-    /// Its template.
-    pub template: PodTemplate,
-}
-
-/// The version to go back to: `to`, or the one before. `owners` are the field managers of the template.
+/// The template of the version to go back to: `to`, or the one before. `owners` are the field managers of the template.
 ///
 /// # Errors
 /// When the template is kept elsewhere, or when there is no such version; the message says what to do.
-pub fn undo(facts: &Facts, to: Option<&str>, owners: &[String]) -> Result<Undo, Nothing> {
+pub fn undo(facts: &Facts, to: Option<&str>, owners: &[String]) -> Result<PodTemplate, Nothing> {
     let identity = &facts.rollout.identity;
     let (name, namespace) = (&identity.name, &identity.namespace);
     let status = &facts.status;
     if let Some(repo) = identity.annotations.get(names::DEPLOY_REPO) {
         let commit = identity.annotations.get(names::SOURCE_COMMIT);
-        let commit = commit.map_or("COMMIT", |commit| commit.get(..10).unwrap_or(commit));
+        let commit = commit.map_or("COMMIT", |commit| short(commit));
         return Err(Nothing(format!(
             "{name} is declared in git (DeployRepo {repo}), which would undo this at once; there: git revert {commit}"
         )));
@@ -69,5 +61,5 @@ pub fn undo(facts: &Facts, to: Option<&str>, owners: &[String]) -> Result<Undo, 
         }
         return Err(Nothing(message));
     };
-    Ok(Undo { revision: state.template.revision(), template: state.template.clone() })
+    Ok(state.template.clone())
 }
