@@ -631,12 +631,13 @@ impl<'a> Decision<'a> {
             only_lower: false,
             ..Target::default()
         };
-        self.keep_old(&mut target);
+        self.keep_beside(&mut target);
         target
     }
 
-    /// What was stable before is kept for its time, whatever has begun since: going back to it needs no new pods.
-    fn keep_old(&self, target: &mut Target) {
+    /// What is there beside what a target is about: pods that stand in during a restart; and what was stable before,
+    /// for its time, whatever has begun since: going back to it needs no new pods.
+    fn keep_beside(&self, target: &mut Target) {
         self.renew(target);
         let Some(old) = self.snapshot.status.promoted_revisions.first().filter(|_| !self.by_pods()) else { return };
         if self.kept_until().is_some_and(|until| until > self.now)
@@ -670,16 +671,10 @@ impl<'a> Decision<'a> {
                 Some(_) => wait_for(WaitOn::ScaleDown, until, "the old version is kept for a time"),
                 None => wait_for(WaitOn::Nothing, None, "the desired version serves everything"),
             };
-            if self.is_restarting() {
-                return self.conclude(Convergence::Hold(wait_for(
-                    WaitOn::Pods,
-                    until,
-                    "pods are replaced by new ones",
-                )));
-            }
             let stable_ready = self.next.phase == Phase::Ready;
             if !stable_ready {
-                return self.conclude(Convergence::Hold(wait_for(WaitOn::Pods, None, "pods become ready")));
+                let what = if self.is_restarting() { "pods are replaced by new ones" } else { "pods become ready" };
+                return self.conclude(Convergence::Hold(wait_for(WaitOn::Pods, None, what)));
             }
             if self.next == self.snapshot.status {
                 return Turn::Wait(wait);
@@ -1427,7 +1422,7 @@ impl<'a> Decision<'a> {
             only_lower: false,
             ..Target::default()
         };
-        self.keep_old(&mut target);
+        self.keep_beside(&mut target);
         target
     }
 
@@ -1444,7 +1439,7 @@ impl<'a> Decision<'a> {
             only_lower: false,
             ..Target::default()
         };
-        self.keep_old(&mut target);
+        self.keep_beside(&mut target);
         match converge(self.snapshot, &target, &self.next.seen, self.now) {
             Convergence::Reached => self.promoted(release),
             convergence => {
@@ -1566,7 +1561,7 @@ impl<'a> Decision<'a> {
             only_lower: true,
             ..Target::default()
         };
-        self.keep_old(&mut target);
+        self.keep_beside(&mut target);
         let state = self.snapshot.revisions.get(&release.revision);
         if kept.is_some()
             && release.revision != stable

@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::converge::{Renewal, Target};
 use super::decide::Decision;
-use super::{InterventionState, Turn, Wait};
+use super::{InterventionState, PodState, RevisionState, Turn, Wait};
 use crate::api::{Phase, Restart, TransitionEvent};
 
 /// A side has one pod more for so many of its pods.
@@ -20,11 +20,16 @@ const TELLS_APART: TimeDelta = TimeDelta::seconds(1);
 impl Decision<'_> {
     /// A request is not yet fulfilled, or not even taken up.
     pub(super) fn is_restarting(&self) -> bool {
-        let asked = self.snapshot.spec.restart_at.filter(|at| *at <= self.now);
-        if asked.is_some_and(|at| self.next.restart.as_ref().is_none_or(|known| known.at < at)) {
-            return asked.is_some_and(|at| self.outdated(at).is_some());
+        match self.not_taken_up().filter(|at| *at <= self.now) {
+            Some(at) => self.outdated(at).is_some(),
+            None => self.next.restart.as_ref().is_some_and(|restart| !restart.done),
         }
-        self.next.restart.as_ref().is_some_and(|restart| !restart.done)
+    }
+
+    /// The request in the declaration, while it is newer than the last one that is known.
+    fn not_taken_up(&self) -> Option<DateTime<Utc>> {
+        let known = self.next.restart.as_ref().map(|known| known.at);
+        self.snapshot.spec.restart_at.filter(|at| known.is_none_or(|known| known < *at))
     }
 
     /// The revision whose turn it is: stable first, for most of the traffic is there.
@@ -32,9 +37,15 @@ impl Decision<'_> {
         let release = self.next.release.as_ref().map(|release| release.revision.clone());
         let mut sides = self.stable().into_iter().chain(release);
         sides.find(|revision| {
-            let pods = self.snapshot.revisions.get(revision).map(|state| &state.pods);
-            pods.into_iter().flatten().any(|pod| pod.created_at <= at)
+            let state = self.snapshot.revisions.get(revision);
+            // What is not seen yet may be old: the plugin sees no pods at all.
+            let all_seen = |state: &RevisionState| i32::try_from(state.pods.len()).is_ok_and(|it| it == state.current);
+            state.is_some_and(|state| !all_seen(state)) || self.pods(revision).iter().any(|pod| pod.created_at <= at)
         })
+    }
+
+    fn pods(&self, revision: &str) -> &[PodState] {
+        self.snapshot.revisions.get(revision).map_or(&[], |state| &state.pods)
     }
 
     /// Lets the target have the pods that stand in for those which are replaced.
@@ -66,37 +77,27 @@ impl Decision<'_> {
     /// told; else it waits, at the latest until the restart goes on.
     pub(super) fn restart(mut self, mut wait: Wait) -> Turn {
         let Some(stable) = self.stable() else { return Turn::Wait(wait) };
-        let known = self.next.restart.clone();
-        if let Some(at) = self.snapshot.spec.restart_at
-            && known.as_ref().is_none_or(|known| known.at < at)
-        {
-            if at > self.now {
-                wait.until = Some(wait.until.map_or(at, |until| until.min(at)));
-            } else if self.outdated(at).is_some() {
-                let message = format!("spec.restartAt: pods from before {} are replaced", stamp(at));
-                return self.begin_restart(at, "RestartAt", message, None);
-            } else {
-                // A declaration that is older than all pods, or whose status was lost: nothing is to be done or told.
-                self.next.restart = Some(Restart { at, done: true });
-                return self.advance();
+        if let Some(at) = self.not_taken_up() {
+            match self.outdated(at) {
+                _ if at > self.now => wait.until = Some(wait.until.map_or(at, |until| until.min(at))),
+                Some(revision) if self.pods(&revision).iter().any(|pod| pod.created_at <= at) => {
+                    let message = format!("spec.restartAt: pods from before {} are replaced", stamp(at));
+                    return self.begin_restart(at, "RestartAt", message, None);
+                }
+                Some(_) => {}
+                None => {
+                    // A declaration older than all pods, or whose status was lost: nothing is to be done or told.
+                    self.next.restart = Some(Restart { at, done: true });
+                    return self.advance();
+                }
             }
         }
-        let Some(restart) = known.filter(|restart| !restart.done) else { return Turn::Wait(wait) };
+        let Some(restart) = self.next.restart.clone().filter(|restart| !restart.done) else { return Turn::Wait(wait) };
         if let Some(revision) = self.outdated(restart.at) {
             let settle = self.snapshot.spec.strategy.settle().delta();
-            let pods = self.snapshot.revisions.get(&revision).map(|state| &state.pods);
-            let settles = pods.into_iter().flatten().filter_map(|pod| pod.ready_since.map(|since| since + settle));
+            let settles = self.pods(&revision).iter().filter_map(|pod| pod.ready_since.map(|since| since + settle));
             let next = settles.chain([restart.at + TELLS_APART]).filter(|at| *at > self.now).min();
             wait.until = [wait.until, next].into_iter().flatten().min();
-            return Turn::Wait(wait);
-        }
-        let release = self.next.release.as_ref().map(|release| release.revision.clone());
-        let all_listed = [Some(stable.clone()), release].into_iter().flatten().all(|revision| {
-            let state = self.snapshot.revisions.get(&revision);
-            state.is_none_or(|state| i32::try_from(state.pods.len()).is_ok_and(|pods| pods == state.current))
-        });
-        // What is not seen yet may be old.
-        if !all_listed {
             return Turn::Wait(wait);
         }
         self.next.restart = Some(Restart { done: true, ..restart });

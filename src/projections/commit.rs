@@ -89,7 +89,8 @@ pub(super) fn commit_state(event: &Event) -> Option<State> {
         // The commit is the one that takes the other's place, and its own beginning follows.
         | TransitionEvent::Superseded => Some(State::Pending),
         // It may have been at rest: what was said before still holds.
-        TransitionEvent::Recovered | TransitionEvent::HandedBack
+        TransitionEvent::Recovered
+        | TransitionEvent::HandedBack
         | TransitionEvent::DriftCorrected
         | TransitionEvent::Restarting
         | TransitionEvent::Restarted => None,

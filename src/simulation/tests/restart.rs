@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::api::{InterventionAction, Phase};
+use crate::engine::decide::decide;
 
 const OLD: &str = "i:1";
 const NEW: &str = "i:2";
@@ -98,7 +99,31 @@ fn a_restart_in_the_middle_of_a_canary_of_one_leaves_no_side_without_a_pod() {
 }
 
 #[test]
-fn exactly_one_is_never_two_while_it_is_restarted() {
+fn who_sees_no_pods_does_not_take_a_restart_for_a_size_that_is_wrong() {
+    // As the plugin does, which may not be allowed to.
+    let mut world = deployed(spec(OLD, json!({})));
+    world.edit_spec(|spec| spec.template = template(NEW));
+    until(&mut world, |world| world.in_flight().is_some_and(|release| release.stage == 1));
+    world.advance_to(world.now + TimeDelta::seconds(2));
+    say(&mut world, "restart", InterventionAction::Restart);
+    until(&mut world, |world| world.replica_sets[&revision(OLD)].replicas > 5);
+    idle_for_now(&mut world);
+    let mut snapshot = world.snapshot();
+    for state in snapshot.revisions.values_mut() {
+        state.pods.clear();
+    }
+    let turn = decide(&snapshot, world.now);
+    assert!(matches!(&turn, crate::engine::Turn::Wait(_)), "{turn:?}");
+}
+
+/// Turns until one waits.
+fn idle_for_now(world: &mut World) {
+    while !matches!(world.turn(), Happened::Waits(_)) {}
+}
+
+/// The new pod begins while the old one ends, as its ReplicaSet makes it; it is the ready ones that are never two.
+#[test]
+fn with_no_surge_the_old_pod_goes_first_in_a_restart() {
     let mut spec = spec(OLD, json!({}));
     spec.replicas = Some(1);
     spec.strategy = serde_json::from_value(json!({"canary": {"maxSurge": 0, "maxUnavailable": 1}})).unwrap();
@@ -106,7 +131,6 @@ fn exactly_one_is_never_two_while_it_is_restarted() {
     world.knobs.grace = TimeDelta::seconds(20);
     say(&mut world, "restart", InterventionAction::Restart);
     let request = world.now;
-    // The ReplicaSet makes the new pod while the old one ends; it is that which maxSurge 0 cannot forbid.
     restarted(&mut world, request, |world| assert!(ready(world, OLD) <= 1));
 }
 
